@@ -1,0 +1,86 @@
+"""One exception family. Every message says what was given, the rule, and the remedy, on one line."""
+
+from __future__ import annotations
+
+
+class LongtakeError(Exception):
+    """Base of all errors a user can cause or mend.
+
+    >>> raise LongtakeError("rows.jsonl line 3: no field 'answer'", rule="every row has an answer", remedy="add it")
+    """
+
+    exit_code = 2
+
+    def __init__(self, given: str, *, rule: str, remedy: str) -> None:
+        self.given, self.rule, self.remedy = given, rule, remedy
+        super().__init__(f"{one_line(given)}. Rule: {one_line(rule)}. Remedy: {one_line(remedy)}.")
+
+
+def one_line(text: str) -> str:
+    """Fold white space and drop control characters, so that a hostile name cannot forge log lines."""
+    folded = " ".join(text.split()).rstrip(".")
+    return "".join(char if char.isprintable() else "?" for char in folded)
+
+
+class ConfigError(LongtakeError):
+    """The configuration has problems; the message lists all of them at once."""
+
+
+class RowError(LongtakeError):
+    """A dataset row is malformed."""
+
+
+class PathError(LongtakeError):
+    """A path leaves its root, is not a regular file, or is not a path at all."""
+
+
+class VideoError(LongtakeError):
+    """A video cannot be used. Subclasses name the reason; the message names the file."""
+
+
+class VideoMissingError(VideoError):
+    """No such file, or not a regular file."""
+
+
+class VideoEmptyError(VideoError):
+    """Zero bytes, or a container without one decodable frame."""
+
+
+class VideoNoStreamError(VideoError):
+    """A media file without a video stream (audio only)."""
+
+
+class VideoDamagedError(VideoError):
+    """The container or the stream is corrupt or truncated."""
+
+
+class VideoLimitError(VideoError):
+    """The file passes a configured limit (pixels, frames, seconds, bytes)."""
+
+
+class PromptTooLongError(LongtakeError):
+    """A rendered prompt passes the token budget and the policy says to refuse."""
+
+
+class ModelError(LongtakeError):
+    """A checkpoint directory cannot be used as a model."""
+
+
+class CheckpointError(LongtakeError):
+    """A training checkpoint is missing, incomplete or does not belong to this run."""
+
+
+class RewardError(LongtakeError):
+    """A reward function is missing or returned something that is not a reward."""
+
+
+class NoSignalError(LongtakeError):
+    """No group with a non-uniform reward was found within the bound of dynamic sampling."""
+
+
+class MismatchError(LongtakeError):
+    """Sampler and policy disagree on the same tokens by more than the threshold."""
+
+
+class StopRequested(Exception):
+    """SIGTERM or Ctrl-C arrived; the stage saves and leaves."""

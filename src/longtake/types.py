@@ -1,0 +1,189 @@
+"""The nouns: frozen records that cross the borders of rooms. No dict or namespace does.
+
+Shape legend, used everywhere in the package:
+G takes per prompt, P prompt tokens, R take tokens, T tokens of a row, V video tokens, M rows of a batch, D model width,
+W vocabulary, A position axes (1 or 3), F frames, Y X height and width in pixels.
+
+Records that hold tensors or arrays have `eq=False`: identity is by digest, never by comparing tensors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+AnswerKind = Literal["letter", "number", "text"]
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One dataset row exactly as published (LongVideo-Reason fields), plus the optional extras we read and write."""
+
+    problem_id: int
+    problem: str
+    """Question with its options inline: `"...\\nA. ...\\nB. ..."`."""
+    data_type: str
+    problem_type: str
+    """Category: temporal | goal | plot | spatial | general."""
+    reasoning: str
+    videos: str
+    """Path of the video relative to the data root; empty for a text-only row."""
+    answer: str
+    """`<answer>B</answer>`, or free text between the tags."""
+    subtitles: str | None = None
+    """Path of an SRT file relative to the data root."""
+    duration_s: float | None = None
+
+
+@dataclass(frozen=True)
+class VideoRef:
+    """A file inside an allowed root and the sha256 of its bytes (hex)."""
+
+    path: Path
+    digest: str
+
+
+@dataclass(frozen=True)
+class Option:
+    letter: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Example:
+    """A checked row: video resolved inside the root, options and answer parsed."""
+
+    problem_id: int
+    question: str
+    """The text asked, options inline, exactly as in the row."""
+    options: tuple[Option, ...]
+    """Empty for an open-ended question."""
+    answer: str
+    """Text between the answer tags: a letter, a number or free text."""
+    answer_kind: AnswerKind
+    category: str
+    reasoning: str
+    video: VideoRef | None
+    subtitles: str | None
+    """The subtitle TEXT (already read), or None."""
+    duration_s: float | None
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the frames of a video were chosen and resized; part of the digest of everything made from them."""
+
+    num_frames: int
+    height: int
+    width: int
+    strategy: str
+    """`uniform` (midpoints of equal segments) or `fps`."""
+    resize: str
+    """The resize filter, e.g. `area` or `bicubic`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Frames:
+    """Decoded frames of one video."""
+
+    pixels: np.ndarray
+    """uint8 [F, Y, X, 3], RGB, rotation applied."""
+    times_s: np.ndarray
+    """float64 [F], the REAL presentation time of each frame in seconds, from the file's own pts."""
+    source_digest: str
+    sampling: Sampling
+    num_decoded: int
+    """Frames the decoder had to produce to get these; what decoding cost."""
+
+    def __post_init__(self) -> None:
+        if self.pixels.ndim != 4 or self.pixels.shape[3] != 3 or str(self.pixels.dtype) != "uint8":
+            raise ValueError(f"pixels must be uint8 [F, Y, X, 3]; got {self.pixels.dtype} {self.pixels.shape}")
+        if self.times_s.shape != (self.pixels.shape[0],):
+            raise ValueError(f"times_s must be [F={self.pixels.shape[0]}]; got {self.times_s.shape}")
+        if (self.times_s[1:] < self.times_s[:-1]).any():
+            raise ValueError("times_s must not decrease")
+
+
+@dataclass(frozen=True, eq=False)
+class VideoTokens:
+    """What the language model sees of one video."""
+
+    embeddings: torch.Tensor
+    """[V, D] in the dtype of the tower."""
+    grid: tuple[int, int, int]
+    """(temporal groups, patch rows, patch columns), BEFORE spatial merging, as transformers' `video_grid_thw`."""
+    seconds_per_grid: float
+    """Seconds between temporal groups (float32-rounded, see models/qwen2_5_vl.py)."""
+    digest: str
+    """sha256 of everything that produced the embeddings: source, times, sizes, processor settings, tower weights."""
+    deepstack: tuple[torch.Tensor, ...] = ()
+    """Per-layer features [V, D], for the families that have them."""
+
+
+@dataclass(frozen=True, eq=False)
+class VideoSpan:
+    """Tokens start..stop of a prompt stand for `tokens`."""
+
+    start: int
+    stop: int
+    tokens: VideoTokens
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    token_ids: torch.Tensor
+    """int64 [P], media placeholders expanded to one per video token."""
+    position_ids: torch.Tensor
+    """int64 [A, P]."""
+    spans: tuple[VideoSpan, ...]
+    next_position: int
+    """Position (equal on all axes) of the first response token."""
+    digest: str
+    """sha256 over token ids, positions and the digests of the videos."""
+
+
+@dataclass(frozen=True, eq=False)
+class Take:
+    """One sampled response."""
+
+    token_ids: torch.Tensor
+    """int64 [R], the end token included when finish_reason is `stop`."""
+    sampler_logprobs: torch.Tensor
+    """float32 [R], log-prob of each sampled token under the distribution it was sampled from (temperature and bans in)."""
+    finish_reason: FinishReason
+    text: str
+    """Decoded without special tokens."""
+    weights_version: int
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """G takes of one prompt with their rewards; advantages are computed from it and handed on apart."""
+
+    example: Example
+    prompt: Prompt
+    takes: tuple[Take, ...]
+    rewards: dict[str, torch.Tensor]
+    """Named rewards, float32 [G] each, unweighted."""
+    total_reward: torch.Tensor
+    """float32 [G], the weighted sum."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A typed error in the place of an example or a take: counted, never replaced, kept in every denominator."""
+
+    problem_id: int | None
+    stage: str
+    """Where it happened: rows, video, prompt, rollout, reward."""
+    kind: str
+    """Class name of the error, e.g. `VideoDamagedError`."""
+    message: str
+    """One line: what was given, the rule, the remedy."""
+    category: str = "unknown"

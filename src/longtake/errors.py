@@ -83,4 +83,13 @@ class MismatchError(LongtakeError):
 
 
 class StopRequested(Exception):
-    """SIGTERM or Ctrl-C arrived; the stage saves and leaves."""
+    """SIGTERM or Ctrl-C arrived; the stage has saved and leaves. The message says what was saved."""
+
+    def __init__(self, done: str, signal_number: int) -> None:
+        self.signal_number = signal_number
+        super().__init__(one_line(done))
+
+    @property
+    def exit_code(self) -> int:
+        """128 + signal, as a shell reports it: 130 for Ctrl-C, 143 for SIGTERM."""
+        return 128 + self.signal_number

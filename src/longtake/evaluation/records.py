@@ -41,20 +41,21 @@ class AnswerRecord:
 
     @property
     def key(self) -> tuple[int | None, int]:
+        """What identifies a record: never the video, which several questions share."""
         return (self.problem_id, self.frames)
 
 
-def refuse_duplicates(records: Iterable[AnswerRecord]) -> None:
+def refuse_repeated(keys: Iterable[tuple[int | None, int]]) -> None:
     """Each (problem id, frames) may occur once: a second one would be another row's answer under this row's name (RowError)."""
     seen: set[tuple[int | None, int]] = set()
-    for record in records:
-        if record.problem_id is not None and record.key in seen:
+    for problem_id, frames in keys:
+        if problem_id is not None and (problem_id, frames) in seen:
             raise RowError(
-                f"problem id {record.problem_id} occurs twice at {record.frames} frames",
+                f"problem id {problem_id} occurs twice at {frames} frames",
                 rule="each row is answered once and keyed by its problem id",
                 remedy="give every row its own problem_id",
             )
-        seen.add(record.key)
+        seen.add((problem_id, frames))
 
 
 def write_records(path: Path, records: Sequence[AnswerRecord]) -> None:

@@ -9,7 +9,7 @@ from typing import TypedDict, TypeVar
 
 from longtake.errors import RowError
 from longtake.evaluation.intervals import chance_interval, cluster_bootstrap, mcnemar_exact, wilson
-from longtake.evaluation.records import AnswerRecord, refuse_duplicates
+from longtake.evaluation.records import AnswerRecord, refuse_repeated
 
 KeyT = TypeVar("KeyT", bound=Hashable)
 
@@ -86,7 +86,7 @@ def summarise(records: Sequence[AnswerRecord]) -> Summary:
 
     Raises RowError when a problem id occurs twice at one number of frames, or when the numbers of frames saw different rows.
     """
-    refuse_duplicates(records)
+    refuse_repeated(record.key for record in records)
     by_frames = _grouped(records, lambda record: record.frames)
     _refuse_uneven(by_frames)
     frames = max(by_frames, default=0)
@@ -162,7 +162,7 @@ def headline_rows(records: Sequence[AnswerRecord]) -> list[AnswerRecord]:
 
 
 def _by_problem(records: Sequence[AnswerRecord]) -> dict[int, bool]:
-    refuse_duplicates(records)
+    refuse_repeated(record.key for record in records)
     outcome: dict[int, bool] = {}
     for record in headline_rows(records):
         if record.problem_id is None:

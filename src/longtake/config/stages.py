@@ -39,15 +39,19 @@ class WorldConfig(Section):
     """Height of a frame in pixels; the width follows from `aspect`."""
     aspect: float = Field(1.0, ge=0.5, le=4.0)
     """Width / height."""
-    num_scenes: tuple[int, int] = (4, 6)
+    num_scenes: tuple[int, int] = (5, 6)
     """Fewest and most scenes in which something happens."""
     gop: int = Field(24, ge=1)
     """Frames between keyframes."""
     variable_rate: bool = False
-    """Irregular frame times (some frames repeated longer), as phones and screen recorders write."""
+    """Irregular frame times (some frames shown longer), as phones and screen recorders write."""
+    event_share: float = Field(0.6, gt=0, le=1)
+    """Mean share of the video in which something happens; the rest is quiet. Small values make the evidence rare."""
     questions_per_video: int = Field(4, ge=1)
     open_ended: float = Field(0.0, ge=0, le=1)
     """Share of questions without options."""
+    workers: int | None = Field(None, ge=1)
+    """Processes that write videos; None: one per core. Never changes the result."""
 
 
 class TrainConfig(Section):

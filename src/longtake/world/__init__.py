@@ -1,0 +1,1 @@
+"""Procedural long videos with ground truth: a story, its frames, its questions."""

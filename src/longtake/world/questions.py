@@ -1,0 +1,137 @@
+"""From a story's event log to rows: four categories, options from the same video, reasoning derived from the log.
+
+The reasoning lists what happens, states the fact that answers the question, then walks the options to the right one: measured
+on the tiny model, binding an answer to its option LETTER is learned at once in that form and not at all without the walk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from longtake.types import Row
+from longtake.world.story import Event, Story, holders_at_end
+
+LETTERS = "ABCD"
+CATEGORIES = ("temporal", "goal", "plot", "spatial")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question with its true answer, three wrong ones from the same video, and the fact that decides."""
+
+    category: str
+    text: str
+    answer: str
+    distractors: tuple[str, ...]
+    fact: str
+
+
+def describe_event(event: Event, place: str) -> str:
+    """`red square gives key to blue circle in cave.`"""
+    thing = f" {event.thing}" if event.thing else ""
+    other = {"gives": f" to {event.other}", "meets": f" {event.other}"}.get(event.kind, "")
+    return f"{event.actor} {event.kind}{thing}{other} in {place}."
+
+
+def describe(story: Story) -> str:
+    """The whole video in order, one sentence per event: the text the base model is pre-trained on."""
+    return " ".join(describe_event(scene.event, scene.place) for scene in story.scenes)
+
+
+def make_rows(story: Story, *, first_id: int, video: str, subtitles: str | None, count: int, open_ended: float) -> list[Row]:
+    """`count` rows about one story, categories in turn; a share `open_ended` of them without options."""
+    rng = np.random.default_rng([story.seed, 1])
+    rows = []
+    for offset in range(count):
+        question = QUESTIONS[CATEGORIES[offset % len(CATEGORIES)]](story, rng)
+        letter_index = int(rng.integers(len(LETTERS)))
+        is_open = bool(rng.random() < open_ended)
+        problem, reasoning, answer = lay_out_row(story, question, letter_index, is_open, rng)
+        rows.append(
+            Row(
+                problem_id=first_id + offset,
+                problem=problem,
+                data_type="video",
+                problem_type=question.category,
+                reasoning=reasoning,
+                videos=video,
+                answer=f"<answer>{answer}</answer>",
+                subtitles=subtitles,
+                duration_s=story.duration_s,
+            )
+        )
+    return rows
+
+
+def lay_out_row(story: Story, question: Question, letter_index: int, is_open: bool, rng: np.random.Generator) -> tuple[str, str, str]:
+    """(problem, reasoning, answer) with the right option at `letter_index`."""
+    log = describe(story)
+    if is_open:
+        return question.text, f"{log} {question.fact}", question.answer
+    options = [str(option) for option in rng.permutation(question.distractors)]
+    options.insert(letter_index, question.answer)
+    inline = "".join(f"\n{letter}. {option}" for letter, option in zip(LETTERS, options, strict=True))
+    walked = [f"{letter} {option} no" for letter, option in zip(LETTERS, options[:letter_index], strict=False)]
+    walked.append(f"{LETTERS[letter_index]} {question.answer} yes")
+    return question.text + inline, f"{log} {question.fact} {' '.join(walked)}", LETTERS[letter_index]
+
+
+def others(pool: tuple[str, ...], answer: str, rng: np.random.Generator, excluded: str | None = None) -> tuple[str, ...]:
+    """Three members of `pool` besides the answer."""
+    left = [item for item in pool if item not in (answer, excluded)]
+    return tuple(str(item) for item in rng.choice(left, len(LETTERS) - 1, replace=False))
+
+
+def places_of(story: Story) -> tuple[str, ...]:
+    return tuple(scene.place for scene in story.scenes)
+
+
+def ask_temporal(story: Story, rng: np.random.Generator) -> Question:
+    """Which place came right after another; the named place is never among the options."""
+    index = int(rng.integers(len(story.scenes) - 1))
+    before, answer = story.scenes[index].place, story.scenes[index + 1].place
+    wrong = others(places_of(story), answer, rng, excluded=before)
+    return Question("temporal", f"Which place came right after the {before}?", answer, wrong, f"After {before} comes {answer}.")
+
+
+def ask_goal(story: Story, rng: np.random.Generator) -> Question:
+    """Why a thing was taken: to be used, hidden, given away or kept; each is the truth in a quarter of the stories."""
+    taken = story.events[story.asked_take]
+    receivers = [event.other for event in story.events[story.asked_take :] if event.kind == "gives" and event.thing == taken.thing]
+    anybody = [name for name in story.cast if name != taken.actor]
+    receiver = receivers[0] if story.purpose == "give" else str(rng.choice(anybody))
+    purposes = {"use": "to use it", "hide": "to hide it", "give": f"to give it to {receiver}", "keep": "to keep it"}
+    answer = purposes[story.purpose]
+    wrong = tuple(text for text in purposes.values() if text != answer)
+    return Question("goal", f"Why did the {taken.actor} take the {taken.thing}?", answer, wrong, f"{taken.actor} takes {taken.thing} {answer}.")
+
+
+def ask_plot(story: Story, rng: np.random.Generator) -> Question:
+    """Who has a thing when the video ends, however many hands it went through."""
+    holders = holders_at_end(story.events)
+    thing = str(rng.choice(sorted(holders)))
+    answer = holders[thing]
+    return Question("plot", f"Who has the {thing} at the end?", answer, others(story.cast, answer, rng), f"{thing} ends with {answer}.")
+
+
+PAST = {"takes": "take", "gives": "give", "hides": "hide", "uses": "use", "meets": "meet"}
+
+
+def ask_spatial(story: Story, rng: np.random.Generator) -> Question:
+    """Where something happened."""
+    scene = story.scenes[int(rng.integers(len(story.scenes)))]
+    event = scene.event
+    target = f"the {event.other}" if event.kind == "meets" else f"the {event.thing}"
+    text = f"Where did the {event.actor} {PAST[event.kind]} {target}?"
+    return Question("spatial", text, scene.place, others(places_of(story), scene.place, rng), describe_event(event, scene.place))
+
+
+QUESTIONS: dict[str, Callable[[Story, np.random.Generator], Question]] = {
+    "temporal": ask_temporal,
+    "goal": ask_goal,
+    "plot": ask_plot,
+    "spatial": ask_spatial,
+}

@@ -1,0 +1,170 @@
+"""Stories are consistent, deterministic and give nothing away."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from longtake.errors import ConfigError
+from longtake.world.questions import CATEGORIES, LETTERS, describe, make_rows
+from longtake.world.render import render_frame
+from longtake.world.story import PURPOSES, Event, Story, holders_at_end, make_story, purpose_of
+
+STORIES = [make_story(seed, seconds=(40.0, 60.0), num_scenes=(5, 6)) for seed in range(400)]
+
+
+def rows_of(story: Story, open_ended: float = 0.0):
+    return make_rows(story, first_id=0, video="v.mp4", subtitles=None, count=4, open_ended=open_ended)
+
+
+def options_of(problem: str) -> dict[str, str]:
+    return dict(line.split(". ", 1) for line in problem.split("\n")[1:])
+
+
+def test_the_same_seed_gives_the_same_story_and_another_seed_another():
+    again = make_story(7, seconds=(40.0, 60.0), num_scenes=(5, 6))
+    assert again == STORIES[7]
+    assert STORIES[7] != STORIES[8]
+
+
+def test_things_are_only_handed_over_by_who_holds_them():
+    for story in STORIES:
+        holder: dict[str, str] = {}
+        for event in story.events:
+            if event.kind == "takes":
+                assert event.thing not in holder
+                holder[event.thing] = event.actor
+            elif event.kind in ("gives", "hides", "uses"):
+                assert holder[event.thing] == event.actor
+                holder[event.thing] = event.other if event.kind == "gives" else event.kind
+        assert holders_at_end(story.events) == {thing: who for thing, who in holder.items() if who not in ("hides", "uses")}
+
+
+def test_purpose_by_hand():
+    takes, meets = Event("takes", "a", thing="key"), Event("meets", "a", other="b")
+    assert purpose_of((takes, meets), 0) == "keep"
+    assert purpose_of((takes, meets, Event("gives", "a", other="b", thing="key"), Event("uses", "b", thing="key")), 0) == "give"
+    assert purpose_of((takes, Event("hides", "a", thing="key")), 0) == "hide"
+    assert purpose_of((takes, Event("uses", "a", thing="key")), 0) == "use"
+    assert purpose_of((takes, Event("uses", "c", thing="cup")), 0) == "keep"
+
+
+def test_scenes_cover_the_video_and_events_lie_inside_them():
+    for story in STORIES:
+        assert story.scenes[0].start_s == 0.0
+        assert story.scenes[-1].stop_s == pytest.approx(story.duration_s)
+        for scene, following in zip(story.scenes, story.scenes[1:], strict=False):
+            assert scene.stop_s == following.start_s
+        assert all(scene.start_s <= scene.event_start_s < scene.event_stop_s <= scene.stop_s + 1e-9 for scene in story.scenes)
+        assert len({scene.place for scene in story.scenes}) == len(story.scenes)
+
+
+def solve(story: Story, question: str) -> str:
+    """Answer a question from the caption alone, by other means than the generator's."""
+    sentences = [sentence.strip().split() for sentence in describe(story).split(".") if sentence.strip()]
+    places = [words[-1] for words in sentences]
+    words = question.rstrip("?").split()
+    if question.startswith("Which place"):
+        return places[places.index(words[-1]) + 1]
+    if question.startswith("Who has"):
+        last = [sentence for sentence in sentences if words[3] in sentence][-1]
+        return " ".join(last[5:7]) if "gives" in last else " ".join(last[:2])
+    if question.startswith("Where did"):
+        actor, verb, target = words[3:5], words[5] + "s", words[7:]
+        hits = [s for s in sentences if s[:2] == actor and s[2] == verb and s[3 : 3 + len(target)] == target]
+        assert len(hits) == 1, "the question must have one answer"
+        return hits[0][-1]
+    thing = words[-1]
+    took = next(index for index, sentence in enumerate(sentences) if sentence[2:4] == ["takes", thing])
+    later = [sentence for sentence in sentences[took + 1 :] if thing in sentence]
+    if not later:
+        return "to keep it"
+    return {"uses": "to use it", "hides": "to hide it", "gives": "to give it to " + " ".join(later[0][5:7])}[later[0][2]]
+
+
+def test_every_answer_follows_from_the_log():
+    for story in STORIES:
+        for row in rows_of(story):
+            question = row.problem.split("\n")[0]
+            letter = row.answer.removeprefix("<answer>").removesuffix("</answer>")
+            assert options_of(row.problem)[letter] == solve(story, question)
+            assert row.reasoning.startswith(describe(story))
+            assert row.reasoning.endswith(f"{letter} {options_of(row.problem)[letter]} yes")
+        for row in rows_of(story, open_ended=1.0):
+            assert row.answer == f"<answer>{solve(story, row.problem)}</answer>"
+
+
+def test_options_are_distinct_and_come_from_the_same_video():
+    for story in STORIES:
+        vocabulary = set(story.cast) | {scene.place for scene in story.scenes} | {"to use it", "to hide it", "to keep it"}
+        vocabulary |= {f"to give it to {name}" for name in story.cast}
+        for row in rows_of(story):
+            options = options_of(row.problem)
+            assert list(options) == list(LETTERS)
+            assert len(set(options.values())) == 4
+            assert set(options.values()) <= vocabulary
+
+
+def chi_square(counts: list[int]) -> float:
+    expected = sum(counts) / len(counts)
+    return sum((count - expected) ** 2 / expected for count in counts)
+
+
+def test_letters_categories_and_purposes_are_balanced():
+    rows = [row for story in STORIES for row in rows_of(story)]
+    letters = Counter(row.answer[len("<answer>")] for row in rows)
+    assert chi_square([letters[letter] for letter in LETTERS]) < 16.3, letters  # 99.9 % of chi-square with 3 degrees of freedom
+    assert Counter(row.problem_type for row in rows) == dict.fromkeys(CATEGORIES, len(STORIES))
+    purposes = Counter(story.purpose for story in STORIES)
+    assert chi_square([purposes[purpose] for purpose in PURPOSES]) < 16.3, purposes
+
+
+def test_a_question_without_its_video_gives_nothing_away():
+    """The best guess from question and options alone (option text, learned on half of the rows) stays at chance on the other half."""
+    rows = [row for story in STORIES for row in rows_of(story)]
+    wins: Counter[str] = Counter()
+    shown: Counter[str] = Counter()
+    correct = 0
+    for index, row in enumerate(rows):
+        options, letter = options_of(row.problem), row.answer[len("<answer>")]
+        keys = {name: " ".join(text.split()[:4]) for name, text in options.items()}
+        if index < len(rows) // 2:
+            shown.update(keys.values())
+            wins[keys[letter]] += 1
+        else:
+            guess = max(options, key=lambda name: wins[keys[name]] / max(1, shown[keys[name]]))
+            correct += guess == letter
+    half = len(rows) - len(rows) // 2
+    assert abs(correct / half - 0.25) < 3.3 * (0.25 * 0.75 / half) ** 0.5
+
+
+def test_too_few_scenes_are_refused():
+    with pytest.raises(ConfigError, match="num_scenes is"):
+        make_story(0, seconds=(10.0, 20.0), num_scenes=(4, 6))
+
+
+def test_frames_are_deterministic_and_show_the_event():
+    story = STORIES[0]
+    scene = story.scenes[0]
+    during = render_frame(story, (scene.event_start_s + scene.event_stop_s) / 2, 64, 96)
+    assert during.shape == (64, 96, 3)
+    assert np.array_equal(during, render_frame(story, (scene.event_start_s + scene.event_stop_s) / 2, 64, 96))
+    quiet = render_frame(story, scene.event_stop_s, 64, 96)
+    changed = (np.abs(during.astype(int) - quiet.astype(int)).max(-1) > 40).mean()
+    assert changed > 0.1  # a character alone covers about 14 % of a square frame
+
+
+def test_most_of_the_evidence_needs_many_frames():
+    """With a quarter of 32 frames some events fall between two frames; with all 32 almost none does."""
+
+    def seen(num_frames: int) -> float:
+        hits = total = 0
+        for story in STORIES:
+            times = (np.arange(num_frames) + 0.5) * story.duration_s / num_frames
+            for scene in story.scenes:
+                hits += bool(((times >= scene.event_start_s) & (times < scene.event_stop_s)).any())
+                total += 1
+        return hits / total
+
+    assert seen(32) > 0.99
+    assert seen(8) < 0.95

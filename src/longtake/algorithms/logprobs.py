@@ -70,6 +70,6 @@ def chunked_token_logprobs(
     def score(hidden_chunk: Tensor, ids_chunk: Tensor) -> tuple[Tensor, Tensor]:
         return token_logprobs(processed_logits(head(hidden_chunk), temperature, banned_ids), ids_chunk)
 
-    chunks = zip(hidden.split(chunk_rows), token_ids.split(chunk_rows), strict=True)
+    chunks = zip(torch.split(hidden, chunk_rows), torch.split(token_ids, chunk_rows), strict=True)
     scored: list[tuple[Tensor, Tensor]] = [checkpoint(score, hidden_chunk, ids, use_reentrant=False) for hidden_chunk, ids in chunks]
     return torch.cat([logprobs for logprobs, _ in scored]), torch.cat([entropy for _, entropy in scored])

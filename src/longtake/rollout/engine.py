@@ -1,0 +1,62 @@
+"""What an engine is: prompts in, G takes per prompt out, in the order of the requests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from longtake.errors import ConfigError
+from longtake.types import Prompt, Take
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How takes are drawn. There is no top-p or top-k: the sampler's distribution is the policy's."""
+
+    num_takes: int
+    """G: takes per request."""
+    temperature: float
+    """0 means greedy."""
+    max_new_tokens: int
+    """Longest response; a take that reaches it without an end token has finish reason `length`."""
+    seed: int
+    """Seed of the run."""
+    step: int
+    """Training step: another step draws other numbers from the same seed."""
+
+    def __post_init__(self) -> None:
+        wrong = [
+            f"{name} = {value}"
+            for name, value, fine in (
+                ("num_takes", self.num_takes, self.num_takes >= 1),
+                ("temperature", self.temperature, self.temperature >= 0),
+                ("max_new_tokens", self.max_new_tokens, self.max_new_tokens >= 1),
+                ("seed", self.seed, self.seed >= 0),
+                ("step", self.step, self.step >= 0),
+            )
+            if not fine
+        ]
+        if wrong:
+            raise ConfigError(
+                f"sampling with {', '.join(wrong)}",
+                rule="num_takes and max_new_tokens are at least 1, temperature, seed and step at least 0",
+                remedy="correct the rollout section of the configuration",
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class RolloutRequest:
+    """One prompt to be answered."""
+
+    key: int
+    """The problem id. With seed, step and take index it selects the random numbers, so equal keys draw equal numbers."""
+    prompt: Prompt
+
+
+class Engine(Protocol):
+    """Anything that samples takes: the embedded transformers engine, or a server."""
+
+    def generate(self, requests: Sequence[RolloutRequest], params: SamplingParams) -> list[tuple[Take, ...]]:
+        """One tuple of G takes per request, in the order of the requests."""
+        ...

@@ -6,7 +6,7 @@ Legend: M rows of a batch, P prompt tokens, T tokens of the padded row, D model 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from os.path import commonprefix
+from itertools import takewhile
 
 import torch
 
@@ -55,8 +55,8 @@ def option_tokens(model: Model, letters: tuple[str, ...]) -> tuple[list[int], di
             rule="letters scoring compares the option letters of multiple-choice rows",
             remedy="set scoring to generate, or leave the open-ended rows out",
         )
-    spellings = [list(model.tokenizer.encode(FORM.format(letter), add_special_tokens=False)) for letter in letters]
-    shared: list[int] = list(commonprefix(spellings))
+    spellings = [model.text_ids(FORM.format(letter)) for letter in letters]
+    shared = [column[0] for column in takewhile(lambda column: len(set(column)) == 1, zip(*spellings, strict=False))]
     own = {letter: ids[len(shared)] for letter, ids in zip(letters, spellings, strict=True) if len(ids) > len(shared)}
     if len(set(own.values())) != len(letters):
         raise RowError(
@@ -81,7 +81,7 @@ def _last_logprobs(model: Model, prompts: Sequence[Prompt], shared: Sequence[Seq
     """Log-probs [M, W] of the token after each row's prompt and shared tokens. Rows are right-padded; causal attention never sees it."""
     rows = [torch.cat([prompt.token_ids, torch.tensor(ids, dtype=torch.long)]) for prompt, ids in zip(prompts, shared, strict=True)]
     lengths = torch.tensor([len(row) for row in rows])
-    token_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=int(model.end_ids[0]))
+    token_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=model.pad_id)
     positions = torch.stack([_positions(prompt, len(ids), token_ids.shape[1]) for prompt, ids in zip(prompts, shared, strict=True)], dim=1)
     videos = [(row, span.start, span.tokens) for row, prompt in enumerate(prompts) for span in prompt.spans]
     mask = (torch.arange(token_ids.shape[1]) < lengths[:, None]).long()
@@ -89,6 +89,7 @@ def _last_logprobs(model: Model, prompts: Sequence[Prompt], shared: Sequence[Seq
         inputs_embeds=model.embed(token_ids.to(model.device), videos),
         position_ids=positions.to(model.device),
         attention_mask=mask.to(model.device),
+        cache=None,
     )
     final = hidden[torch.arange(len(rows), device=hidden.device), (lengths - 1).to(hidden.device)]
     return processed_logits(model.head(final), 1.0, model.banned_ids).log_softmax(-1).cpu()

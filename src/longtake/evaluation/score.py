@@ -88,11 +88,11 @@ def ask_prompt(model: Model, source: VideoSource, example: Example, config: Prom
 def judge(example: Example, take: Take, frames: int) -> AnswerRecord:
     """The record of one generated answer."""
     parsed = parse_response(take.text)
-    letter = read_letter(parsed.answer or "", example.options) if example.options else parsed.answer
+    predicted = read_letter(parsed.answer or "", example.options) if example.answer_kind == "letter" else parsed.answer
     return _record(
         example,
         frames,
-        predicted=letter,
+        predicted=predicted,
         correct=is_correct(example, take.text),
         well_formed=parsed.well_formed,
         text=take.text,

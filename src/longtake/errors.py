@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class LongtakeError(Exception):
     """Base of all errors a user can cause or mend.
@@ -23,7 +25,20 @@ def one_line(text: str) -> str:
 
 
 class ConfigError(LongtakeError):
-    """The configuration has problems; the message lists all of them at once."""
+    """The configuration has problems; the message lists all of them at once, one a line."""
+
+    problems: tuple[ConfigError, ...] = ()
+    """The single problems; empty for an error that is one problem itself."""
+
+    @classmethod
+    def joined(cls, problems: Sequence[ConfigError]) -> ConfigError:
+        """One error for all of `problems` (at least one)."""
+        if len(problems) == 1:
+            return problems[0]
+        error = cls(f"{len(problems)} problems in the configuration", rule="see each line", remedy="see each line")
+        error.problems = tuple(problems)
+        error.args = ("\n  ".join([f"{error.given}:", *(str(problem) for problem in problems)]),)
+        return error
 
 
 class RowError(LongtakeError):

@@ -3,59 +3,101 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 
 class Section(BaseModel):
     """Base of every configuration object."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _read(cls, value: Any, info: ValidationInfo) -> Any:
+        """Before pydantic's own conversion: `none` for fields that may be None, no bool as a number, tables over their defaults."""
+        field = cls.model_fields[str(info.field_name)]
+        choices = get_args(field.annotation) or (field.annotation,)
+        if value == "none" and type(None) in choices:  # TOML and the command line have no null
+            return None
+        if isinstance(value, bool) and bool not in choices and (int in choices or float in choices):
+            raise broken(f"{info.field_name} = {str(value).lower()}", "must be a number", "write a number")
+        if isinstance(value, dict) and isinstance(field.default, Section):
+            return _overlay(field.default, value)
+        return value
+
+
+def _overlay(default: Section, given: dict[str, Any]) -> dict[str, Any]:
+    """What is given, over what the owner of the section set in its default.
+
+    SftConfig's optimizer has lr 1e-5; a file that sets only optimizer.weight_decay must not fall back to OptimizerConfig's own lr 1e-6.
+    """
+    merged: dict[str, Any] = {name: getattr(default, name) for name in default.model_fields_set}
+    for name, value in given.items():
+        inner = getattr(default, name, None)
+        merged[name] = _overlay(inner, value) if isinstance(inner, Section) and isinstance(value, dict) else value
+    return merged
+
+
+def broken(given: str, rule: str, remedy: str) -> PydanticCustomError:
+    """The error that a validator of ours raises; `load_config` turns it into a line of its ConfigError."""
+    return PydanticCustomError("rule", "{given}: {rule}; {remedy}", {"given": given, "rule": rule, "remedy": remedy})
 
 
 class VideoLimits(Section):
     """What a hostile file cannot pass."""
 
-    max_bytes: int = Field(64 << 30, ge=1)
+    max_bytes: int = Field(default=64 << 30, ge=1)
     """Largest file read, in bytes."""
-    max_seconds: float = Field(24 * 3600.0, gt=0)
+    max_seconds: float = Field(default=24 * 3600.0, gt=0)
     """Longest duration, in seconds."""
-    max_frame_pixels: int = Field(8192 * 4320, ge=1)
+    max_frame_pixels: int = Field(default=8192 * 4320, ge=1)
     """Most pixels of one source frame."""
-    max_decoded_frames: int = Field(4_000_000, ge=1)
+    max_decoded_frames: int = Field(default=4_000_000, ge=1)
     """Most frames the decoder may produce for one video."""
 
 
 class VideoConfig(Section):
     """How a video becomes frames, and how many tokens it may cost."""
 
-    max_frames: int = Field(32, ge=2)
+    max_frames: int = Field(default=32, ge=2)
     """Frames chosen uniformly (midpoints of equal segments); rounded down to a multiple of the temporal patch."""
-    fps: float | None = Field(None, gt=0)
+    fps: float | None = Field(default=None, gt=0)
     """When set: at most this many frames per second, still bounded by max_frames."""
-    min_pixels_per_frame: int = Field(28 * 28, ge=28 * 28)
+    min_pixels_per_frame: int = Field(default=28 * 28, ge=28 * 28)
     """A frame is enlarged to at least this many pixels."""
-    max_pixels_per_frame: int = Field(448 * 448, ge=28 * 28)
+    max_pixels_per_frame: int = Field(default=448 * 448, ge=28 * 28)
     """A frame is reduced to at most this many pixels, sides rounded to whole patches."""
-    max_video_tokens: int | None = Field(None, ge=1)
+    max_video_tokens: int | None = Field(default=None, ge=1)
     """Token budget per video (frames x pixels); None: no budget."""
     overflow: Literal["fewer_pixels", "fewer_frames", "error"] = "fewer_pixels"
     """What to do when frames x pixels would pass max_video_tokens. Every reduction is counted and reported."""
     limits: VideoLimits = VideoLimits()
     """Hard limits on the source file."""
-    encode_groups: int = Field(64, ge=1)
+    encode_groups: int = Field(default=64, ge=1)
     """Temporal groups the tower encodes at a time; a fixed chunk size keeps the bits independent of the batch."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.min_pixels_per_frame > self.max_pixels_per_frame:
+            raise broken(
+                f"min_pixels_per_frame = {self.min_pixels_per_frame}, max_pixels_per_frame = {self.max_pixels_per_frame}",
+                "the smallest frame must not be larger than the largest",
+                "lower min_pixels_per_frame or raise max_pixels_per_frame",
+            )
+        return self
 
 
 class LoraConfig(Section):
     """Low-rank adapters (peft) in place of full fine-tuning."""
 
-    rank: int = Field(16, ge=1)
+    rank: int = Field(default=16, ge=1)
     """Rank of the adapters."""
-    alpha: float = Field(32.0, gt=0)
+    alpha: float = Field(default=32.0, gt=0)
     """Scale of the adapters (alpha / rank)."""
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout in front of the adapters."""
     target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     """Names of the language model's linear layers that get adapters."""
@@ -90,7 +132,7 @@ class PromptConfig(Section):
         "the letter only for a multiple-choice question, otherwise a short text."
     )
     """Appended to the question after a line break; empty: nothing is appended."""
-    max_prompt_tokens: int = Field(131_072, ge=1)
+    max_prompt_tokens: int = Field(default=131_072, ge=1)
     """A longer prompt is refused (counted), never cut."""
 
 
@@ -101,7 +143,7 @@ class DataConfig(Section):
     """JSON lines or Parquet file of rows."""
     root: Path | None = None
     """Folder that every `videos` path must stay inside; None: the folder of the rows file."""
-    max_rows: int | None = Field(None, ge=1)
+    max_rows: int | None = Field(default=None, ge=1)
     """Use only the first rows; None: all."""
     categories: tuple[str, ...] = ()
     """Use only these categories; empty: all."""
@@ -109,48 +151,54 @@ class DataConfig(Section):
     """False: questions are asked blind (the no-video baseline)."""
     with_subtitles: bool = False
     """Put the subtitle text in front of the question."""
-    max_failed_fraction: float = Field(0.1, ge=0, le=1)
+    max_failed_fraction: float = Field(default=0.1, ge=0, le=1)
     """Stop before training when more than this share of the rows cannot be used; below it they are skipped, counted and listed."""
 
 
 class OptimizerConfig(Section):
     """AdamW with warm-up and a schedule."""
 
-    lr: float = Field(1e-6, gt=0)
+    lr: float = Field(default=1e-6, gt=0)
     """Peak learning rate."""
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0)
     """Decoupled weight decay; not applied to norms, biases and embeddings."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW betas."""
-    eps: float = Field(1e-8, gt=0)
+    eps: float = Field(default=1e-8, gt=0)
     """AdamW epsilon."""
-    max_grad_norm: float = Field(1.0, gt=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
     """Global norm the gradient is clipped to."""
     schedule: Literal["constant", "cosine"] = "cosine"
     """After the warm-up: constant, or cosine down to min_lr_fraction."""
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0)
     """Linear warm-up, in optimizer steps."""
-    min_lr_fraction: float = Field(0.1, ge=0, le=1)
+    min_lr_fraction: float = Field(default=0.1, ge=0, le=1)
     """The cosine ends at this share of the peak."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise broken(f"betas = {list(self.betas)}", "both must be at least 0 and below 1", "use e.g. [0.9, 0.999]")
+        return self
 
 
 class RolloutConfig(Section):
     """How takes are sampled. There is no top-p or top-k: the sampler's distribution is the policy's."""
 
-    num_takes: int = Field(8, ge=1)
+    num_takes: int = Field(default=8, ge=1)
     """G: takes per prompt."""
-    temperature: float = Field(1.0, ge=0)
+    temperature: float = Field(default=1.0, ge=0)
     """Sampling temperature; 0 means greedy (evaluation only)."""
-    max_new_tokens: int = Field(2048, ge=1)
+    max_new_tokens: int = Field(default=2048, ge=1)
     """Longest response; a take that reaches it has finish reason `length`."""
-    max_rows: int = Field(256, ge=1)
+    max_rows: int = Field(default=256, ge=1)
     """Takes decoded together."""
 
 
 class KlConfig(Section):
     """KL to the reference policy (the weights RL started from)."""
 
-    coefficient: float = Field(0.0, ge=0)
+    coefficient: float = Field(default=0.0, ge=0)
     """beta; 0 skips the reference pass altogether."""
     estimator: Literal["k1", "k2", "k3"] = "k3"
     """Per-token estimator (Schulman, approximating KL)."""
@@ -170,7 +218,7 @@ class OverlongConfig(Section):
 class DynamicSamplingConfig(Section):
     """Replace groups with uniform rewards by sampling more prompts (DAPO)."""
 
-    max_rounds: int = Field(4, ge=1)
+    max_rounds: int = Field(default=4, ge=1)
     """Rounds of sampling per step at most; what is missing then is missing, and is logged."""
 
 
@@ -183,17 +231,23 @@ class AlgorithmConfig(Section):
     """PPO-clip per token | per-sequence ratio (GSPO) | clipped importance weight as a constant (CISPO)."""
     aggregation: Literal["take_mean", "token_mean", "constant"] = "take_mean"
     """Mean over tokens per take then over takes (GRPO) | over all tokens of the batch (DAPO) | sum / constant (Dr. GRPO)."""
-    clip_low: float = Field(0.2, ge=0)
+    clip_low: float = Field(default=0.2, ge=0)
     """epsilon below 1."""
-    clip_high: float = Field(0.3, ge=0)
+    clip_high: float = Field(default=0.3, ge=0)
     """epsilon above 1 (clip-higher when larger than clip_low)."""
-    dual_clip: float | None = Field(3.0, gt=1)
+    dual_clip: float | None = Field(default=3.0, gt=1)
     """Upper bound c of the loss for negative advantages (dual-clip PPO); None: off."""
-    std_epsilon: float = Field(1e-6, gt=0)
+    std_epsilon: float = Field(default=1e-6, gt=0)
     """Added to the standard deviation."""
     kl: KlConfig = KlConfig()
+    """KL to the reference policy."""
     overlong: OverlongConfig | None = None
+    """Soft punishment of long takes; None: off."""
     dynamic_sampling: DynamicSamplingConfig | None = None
+    """Replace groups whose rewards are all equal; None: keep them (their advantage is 0)."""
+
+
+BUILT_IN_REWARDS = ("accuracy", "format", "overlong")
 
 
 class RewardConfig(Section):
@@ -204,15 +258,36 @@ class RewardConfig(Section):
     functions: dict[str, str] = {}
     """User rewards: name -> `path/to/file.py:function` or `module:function`."""
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for name, function in self.functions.items():
+            if name in BUILT_IN_REWARDS:
+                raise broken(f"functions.{name}", f"{name} is a built-in reward", "give the function another name")
+            if not all(function.rpartition(":")):
+                raise broken(f"functions.{name} = {function!r}", "must be file.py:function or module:function", "put a colon before it")
+        known = (*BUILT_IN_REWARDS, *self.functions)
+        unknown = [name for name in self.weights if name not in known]
+        if unknown or not any(self.weights.values()):
+            raise broken(
+                f"weights of {list(self.weights)}",
+                f"each must be one of {list(known)}, and at least one weight must not be 0",
+                "correct the names, or add the reward under `functions`",
+            )
+        return self
+
 
 class CheckpointConfig(Section):
-    every: int = Field(50, ge=1)
+    """When the state of training is saved."""
+
+    every: int = Field(default=50, ge=1)
     """Steps between checkpoints."""
-    keep_last: int = Field(2, ge=1)
+    keep_last: int = Field(default=2, ge=1)
     """How many are kept, besides the best."""
 
 
 class ObserveConfig(Section):
+    """Where the numbers of a run are shown."""
+
     tensorboard: bool = True
     """Write TensorBoard event files into the run's folder."""
     wandb_project: str | None = None
@@ -227,9 +302,10 @@ class ValidationConfig(Section):
     """Fixed rows answered every few steps."""
 
     data: DataConfig
-    num_rows: int = Field(128, ge=1)
+    """The validation rows."""
+    num_rows: int = Field(default=128, ge=1)
     """The first usable rows; always the same."""
-    every: int = Field(25, ge=1)
+    every: int = Field(default=25, ge=1)
     """Steps between validations."""
-    patience: int | None = Field(None, ge=1)
+    patience: int | None = Field(default=None, ge=1)
     """SFT only: stop after this many validations without a new best."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from longtake.config.sections import (
     AlgorithmConfig,
@@ -20,6 +20,7 @@ from longtake.config.sections import (
     Section,
     ValidationConfig,
     VideoConfig,
+    broken,
 )
 
 
@@ -28,29 +29,38 @@ class WorldConfig(Section):
 
     out: Path
     """Folder to write: videos/, rows.jsonl, events.jsonl (ground truth), *.srt."""
-    num_videos: int = Field(8, ge=1)
-    seed: int = Field(0, ge=0)
+    num_videos: int = Field(default=8, ge=1)
+    """Videos to write."""
+    seed: int = Field(default=0, ge=0)
     """Same seed, same bytes of rows and same pixels."""
     seconds: tuple[float, float] = (48.0, 80.0)
     """Shortest and longest duration of a video."""
-    fps: float = Field(2.0, gt=0)
+    fps: float = Field(default=2.0, gt=0)
     """Frames per second of the file."""
-    size: int = Field(112, ge=56)
+    size: int = Field(default=112, ge=56)
     """Height of a frame in pixels; the width follows from `aspect`."""
-    aspect: float = Field(1.0, ge=0.5, le=4.0)
+    aspect: float = Field(default=1.0, ge=0.5, le=4.0)
     """Width / height."""
     num_scenes: tuple[int, int] = (5, 6)
     """Fewest and most scenes in which something happens."""
-    gop: int = Field(24, ge=1)
+    gop: int = Field(default=24, ge=1)
     """Frames between keyframes."""
     variable_rate: bool = False
     """Irregular frame times (some frames shown longer), as phones and screen recorders write."""
-    event_share: float = Field(0.6, gt=0, le=1)
+    event_share: float = Field(default=0.6, gt=0, le=1)
     """Mean share of the video in which something happens; the rest is quiet. Small values make the evidence rare."""
-    questions_per_video: int = Field(4, ge=1)
-    open_ended: float = Field(0.0, ge=0, le=1)
+    questions_per_video: int = Field(default=4, ge=1)
+    """Questions about each video, spread over the four categories."""
+    open_ended: float = Field(default=0.0, ge=0, le=1)
     """Share of questions without options."""
-    workers: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_range("seconds", self.seconds, least=1.0)
+        check_range("num_scenes", self.num_scenes, least=1)
+        return self
+
+    workers: int | None = Field(default=None, ge=1)
     """Processes that write videos; None: one per core. Never changes the result."""
 
 
@@ -59,51 +69,93 @@ class TrainConfig(Section):
 
     out: Path
     """Run folder: config.json, metrics.jsonl, checkpoints/, tensorboard/."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
+    """Seed of everything random: order of rows, sampling, dropout."""
     model: ModelConfig = ModelConfig()
+    """The weights training starts from."""
     video: VideoConfig = VideoConfig()
+    """How videos become frames and tokens."""
     prompt: PromptConfig = PromptConfig()
+    """What is put around the question."""
     data: DataConfig
+    """The training rows."""
     optimizer: OptimizerConfig
+    """AdamW and its schedule."""
     checkpoint: CheckpointConfig = CheckpointConfig()
+    """When the state is saved."""
     validation: ValidationConfig | None = None
+    """Fixed rows answered every few steps; None: no validation, and no best checkpoint."""
     observe: ObserveConfig = ObserveConfig()
+    """Progress and metrics."""
     resume: bool = True
     """Go on from the newest valid checkpoint in `out`; False: refuse a folder that has one."""
-    max_seconds: float | None = Field(None, gt=0)
+    max_seconds: float | None = Field(default=None, gt=0)
     """Stop after this many seconds of training (checkpointed); None: never."""
-    num_threads: int | None = Field(None, ge=1)
+    num_threads: int | None = Field(default=None, ge=1)
     """CPU threads; None: torch's default. Part of what makes a run bit-identical."""
 
 
 class SftConfig(TrainConfig):
     """`longtake sft`: chain-of-thought supervised fine-tuning on the responses of the rows."""
 
-    epochs: float = Field(3.0, gt=0)
+    epochs: float = Field(default=3.0, gt=0)
     """Passes over the rows; ignored when max_steps is set."""
-    max_steps: int | None = Field(None, ge=1)
-    batch_size: int = Field(32, ge=1)
+    max_steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps; None: as many as `epochs` needs."""
+    batch_size: int = Field(default=32, ge=1)
     """Rows per optimizer step."""
-    micro_batch_size: int = Field(8, ge=1)
+    micro_batch_size: int = Field(default=8, ge=1)
     """Rows per forward; changes memory, never the result."""
     optimizer: OptimizerConfig = OptimizerConfig(lr=1e-5)
+    """AdamW and its schedule."""
 
 
 class RlConfig(TrainConfig):
     """`longtake rl`: GRPO and its relatives."""
 
-    steps: int = Field(200, ge=1)
-    prompts_per_step: int = Field(16, ge=1)
-    updates_per_step: int = Field(1, ge=1)
+    steps: int = Field(default=200, ge=1)
+    """Batches of takes that are sampled and learned from."""
+    prompts_per_step: int = Field(default=16, ge=1)
+    """Prompts per batch, each with rollout.num_takes takes."""
+    updates_per_step: int = Field(default=1, ge=1)
     """Optimizer steps per batch of takes (mini-batches of groups); 1 is exactly on-policy."""
-    micro_batch_tokens: int = Field(32_768, ge=1)
+    micro_batch_tokens: int = Field(default=32_768, ge=1)
     """Tokens (padded) per forward; changes memory, never the result."""
     rollout: RolloutConfig = RolloutConfig()
+    """How takes are sampled."""
     algorithm: AlgorithmConfig = AlgorithmConfig()
+    """Advantages and policy loss."""
     rewards: RewardConfig = RewardConfig()
+    """Named rewards and their weights."""
     optimizer: OptimizerConfig = OptimizerConfig(schedule="constant")
-    max_logprob_difference: float = Field(0.5, gt=0)
+    """AdamW and its schedule."""
+    max_logprob_difference: float = Field(default=0.5, gt=0)
     """Largest |sampler - policy| log-prob of one token before the step is refused (mean over the batch: a tenth of it)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        rollout, overlong = self.rollout, self.algorithm.overlong
+        if rollout.temperature == 0:
+            raise broken("rollout.temperature = 0", "RL samples, and greedy takes of a prompt are all alike", "use 1.0")
+        if rollout.num_takes < 2:
+            raise broken("rollout.num_takes = 1", "advantages compare the takes of a prompt, so at least 2", "use 8, as the paper")
+        if self.updates_per_step > self.prompts_per_step:
+            raise broken(
+                f"updates_per_step = {self.updates_per_step}, prompts_per_step = {self.prompts_per_step}",
+                "every update needs at least one group",
+                "lower updates_per_step",
+            )
+        if overlong is not None and overlong.cache_tokens > rollout.max_new_tokens:
+            raise broken(
+                f"algorithm.overlong.cache_tokens = {overlong.cache_tokens}, rollout.max_new_tokens = {rollout.max_new_tokens}",
+                "the zone lies inside the longest response",
+                "lower algorithm.overlong.cache_tokens",
+            )
+        if overlong is None and self.rewards.weights.get("overlong"):
+            raise broken("rewards.weights.overlong", "needs algorithm.overlong", "set algorithm.overlong.cache_tokens")
+        if self.validation is not None and self.validation.patience is not None:
+            raise broken("validation.patience", "is for SFT only", "set max_seconds or steps")
+        return self
 
 
 class EvaluateConfig(Section):
@@ -112,44 +164,75 @@ class EvaluateConfig(Section):
     out: Path
     """Folder for results.json and answers.jsonl."""
     model: ModelConfig = ModelConfig()
+    """The weights to evaluate."""
     video: VideoConfig = VideoConfig()
+    """How videos become frames and tokens."""
     prompt: PromptConfig = PromptConfig()
+    """What is put around the question."""
     data: DataConfig
+    """The rows to answer."""
     frames: tuple[int, ...] = ()
     """Numbers of frames to evaluate at; empty: only video.max_frames. The largest is the headline."""
     scoring: Literal["generate", "letters"] = "generate"
     """Read the generated answer, or compare the log-probs of the option letters (for base models)."""
     rollout: RolloutConfig = RolloutConfig(num_takes=1, temperature=0.0)
-    seed: int = Field(0, ge=0)
-    num_threads: int | None = Field(None, ge=1)
+    """How answers are generated; greedy by default."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of sampling, for a temperature above 0."""
+    num_threads: int | None = Field(default=None, ge=1)
+    """CPU threads; None: torch's default."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if any(frames < 2 for frames in self.frames):
+            raise broken(f"frames = {list(self.frames)}", "each must be at least 2 (one temporal patch)", "correct the numbers")
+        return self
 
 
 class TinyConfig(Section):
     """`longtake tiny train`: reproduce the tiny base model that ships in the package."""
 
     out: Path
-    seed: int = Field(0, ge=0)
-    num_videos: int = Field(6000, ge=8)
-    steps: int = Field(2000, ge=1)
-    batch_size: int = Field(64, ge=1)
-    lr: float = Field(1e-3, gt=0)
-    warmup_steps: int = Field(50, ge=0)
-    max_frames: int = Field(32, ge=2)
-    pixels_per_frame: int = Field(56 * 56, ge=28 * 28)
-    num_threads: int | None = Field(None, ge=1)
+    """Folder to write: the model, its log and its accuracy."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the weights, the videos and their order."""
+    num_videos: int = Field(default=6000, ge=8)
+    """World videos to learn from, rendered in memory."""
+    steps: int = Field(default=2000, ge=1)
+    """Optimizer steps."""
+    batch_size: int = Field(default=64, ge=1)
+    """Videos per step."""
+    lr: float = Field(default=1e-3, gt=0)
+    """Peak learning rate."""
+    warmup_steps: int = Field(default=50, ge=0)
+    """Linear warm-up, in steps."""
+    max_frames: int = Field(default=32, ge=2)
+    """Frames per video."""
+    pixels_per_frame: int = Field(default=56 * 56, ge=28 * 28)
+    """Pixels of a frame."""
+    num_threads: int | None = Field(default=None, ge=1)
+    """CPU threads; None: torch's default."""
 
 
 class AskConfig(Section):
     """`longtake ask`: one question about a user's own file."""
 
     video: Path
+    """The video file; it may be anywhere."""
     question: str = Field(min_length=1)
+    """What to ask; options may stand inline, one per line."""
     model: ModelConfig = ModelConfig()
+    """The weights that answer."""
     frames: VideoConfig = VideoConfig()
+    """How the video becomes frames and tokens."""
     prompt: PromptConfig = PromptConfig()
+    """What is put around the question."""
     rollout: RolloutConfig = RolloutConfig(num_takes=1, temperature=0.0, max_new_tokens=1024)
+    """How the answer is generated; greedy by default."""
     subtitles: Path | None = None
-    seed: int = Field(0, ge=0)
+    """An SRT file whose text is put in front of the question."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of sampling, for a temperature above 0."""
 
 
 class ExportConfig(Section):
@@ -158,4 +241,50 @@ class ExportConfig(Section):
     run: Path
     """A run folder or one checkpoint inside it."""
     out: Path
+    """Folder to write."""
     which: Literal["latest", "best"] = "latest"
+    """Which checkpoint of the run."""
+
+
+class BenchDecodeConfig(Section):
+    """`longtake bench decode`: uniform frames of a long file, our planned seeking against decoding everything."""
+
+    seconds: float = Field(default=3600.0, gt=0)
+    """Duration of the file that is made for the measurement."""
+    fps: float = Field(default=30.0, gt=0)
+    """Frames per second of the file."""
+    height: int = Field(default=360, ge=56)
+    """Height of its frames in pixels; 16:9."""
+    gop_s: float = Field(default=2.0, gt=0)
+    """Seconds between keyframes."""
+    frames: int = Field(default=512, ge=1)
+    """Frames wanted, uniform over the file."""
+    threads: int = Field(default=1, ge=1)
+    """Decoder threads, the same for both ways."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the world the file shows."""
+    as_json: bool = False
+    """Print the result as JSON on stdout; on the command line `--json`."""
+
+
+class ReportConfig(Section):
+    """`longtake report RUN_DIR`: one self-contained report.html from what a run left in its folder."""
+
+    run: Path
+    """The run folder."""
+
+
+class QuickstartConfig(Section):
+    """`longtake quickstart`: world, SFT, RL, evaluation and report on the tiny model."""
+
+    out: Path = Path("runs/quickstart")
+    """Folder to write: every stage's run, summary.json and report.html."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of everything."""
+
+
+def check_range(name: str, bounds: tuple[float, float], least: float) -> None:
+    """A (smallest, largest) pair of a configuration. Raises PydanticCustomError."""
+    low, high = bounds
+    if not least <= low <= high:
+        raise broken(f"{name} = [{low}, {high}]", f"two numbers >= {least}, the smaller first", f"use e.g. [{least}, {least}]")

@@ -1,0 +1,279 @@
+"""The Qwen2.5-VL family on the unmodified transformers model (arXiv 2502.13923)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoTokenizer,
+    Cache,
+    PreTrainedTokenizerBase,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLVideoProcessor,
+)
+
+from longtake.config.sections import ModelConfig
+from longtake.errors import ModelError
+from longtake.models.chat import ChatTokenizer
+from longtake.models.family import Message
+from longtake.models.positions import Grid, mrope_positions, num_video_tokens, time_step
+from longtake.models.quiet import no_library_progress
+from longtake.observe.digest import digest_of
+from longtake.types import Frames, VideoTokens
+
+MEDIA_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
+"""Sampled, one of these would make the next forward miscount its features; they are banned."""
+
+
+class Qwen2_5VL:
+    """Implements `family.Model`. Build it with `load`, or from parts in tests."""
+
+    def __init__(
+        self,
+        hf: Qwen2_5_VLForConditionalGeneration,
+        tokenizer: PreTrainedTokenizerBase,
+        video_processor: Qwen2VLVideoProcessor,
+        *,
+        train_vision: bool = False,
+    ) -> None:
+        self.hf = hf
+        self.tokenizer = tokenizer
+        self.device: torch.device = hf.device
+        self.dtype: torch.dtype = hf.dtype
+        self.train_vision = train_vision
+        self.weights_version = 0
+        vision = hf.config.vision_config
+        self.temporal_patch: int = vision.temporal_patch_size
+        self.patch_multiple: int = vision.patch_size * vision.spatial_merge_size
+        self.tokens_per_second: float = vision.tokens_per_second
+        self.video_token_id: int = hf.config.video_token_id
+        self.end_id: int = tokenizer.eos_token_id
+        self.end_ids = _end_ids(hf, tokenizer)
+        self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end_id
+        self.banned_ids = _banned_ids(hf, tokenizer).to(self.device)
+        self._merge: int = vision.spatial_merge_size
+        self._chat = ChatTokenizer(tokenizer)
+        self._video_processor = video_processor
+        self._pixel_settings = _pixel_settings(video_processor, vision)
+        self._tower_state: tuple[int, ...] = ()
+        self._tower_digest = ""
+        hf.model.visual.requires_grad_(train_vision)
+
+    def encode(self, frames: Frames, groups_per_chunk: int, *, gradients: bool = False) -> VideoTokens:
+        """Run the tower over chunks of `groups_per_chunk` temporal groups.
+
+        Exact, because the tower's attention stays inside one temporal group; and the bits depend on this video alone. An odd last
+        frame is repeated, as the family does. Raises ModelError for frames whose sides are no multiples of `patch_multiple`.
+        """
+        self._check_frames(frames)
+        step = groups_per_chunk * self.temporal_patch
+        with torch.set_grad_enabled(gradients):
+            chunks = [self._encode_chunk(frames.pixels[start : start + step]) for start in range(0, len(frames.pixels), step)]
+            embeddings = torch.cat(chunks)
+        seconds_per_grid, _ = time_step(frames.times_s, self.temporal_patch)
+        return VideoTokens(embeddings, self._grid(frames), seconds_per_grid, self._tokens_digest(frames, groups_per_chunk))
+
+    def tower_digest(self) -> str:
+        # A tensor's version counts its in-place changes (optimizer steps, loading), so no update can go unnoticed.
+        parameters = list(self.hf.model.visual.parameters())
+        state = (self.weights_version if self.train_vision else 0, *(p._version for p in parameters), *(p.data_ptr() for p in parameters))
+        if state != self._tower_state:
+            named = sorted(self.hf.model.visual.state_dict().items())
+            self._tower_digest = digest_of(*(part for name, tensor in named for part in (name, tensor)))
+            self._tower_state = state
+        return self._tower_digest
+
+    def token_ids(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[int]:
+        return self._chat.token_ids(messages, add_generation_prompt)
+
+    def text_ids(self, text: str) -> list[int]:
+        return self._chat.text_ids(text)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        text = self.tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)
+        return text
+
+    def num_video_tokens(self, grid: Grid) -> int:
+        return num_video_tokens(grid, self._merge)
+
+    def position_ids(self, token_ids: Sequence[int], grids: Sequence[Grid], seconds_per_grid: Sequence[float]) -> tuple[torch.Tensor, int]:
+        return mrope_positions(
+            token_ids,
+            grids,
+            seconds_per_grid,
+            video_token_id=self.video_token_id,
+            merge=self._merge,
+            tokens_per_second=self.tokens_per_second,
+        )
+
+    def embed(self, token_ids: torch.Tensor, videos: Sequence[tuple[int, int, VideoTokens]]) -> torch.Tensor:
+        """See `family.Model`. Raises ModelError unless the videos cover exactly the placeholders."""
+        embeds: torch.Tensor = self.hf.model.language_model.embed_tokens(token_ids)
+        on_device: dict[int, torch.Tensor] = {}
+        covered = torch.zeros_like(token_ids, dtype=torch.bool)
+        for row, start, tokens in videos:
+            if id(tokens) not in on_device:  # rows that share a video share one copy
+                on_device[id(tokens)] = tokens.embeddings.to(embeds.device, embeds.dtype)
+            stop = start + len(tokens.embeddings)
+            embeds[row, start:stop] = on_device[id(tokens)]
+            covered[row, start:stop] = True
+        # One decoded token per row cannot be a placeholder (they are banned), and the check would wait for the device.
+        if (videos or token_ids.shape[1] > 1) and not torch.equal(covered, token_ids == self.video_token_id):
+            raise ModelError(
+                "videos that do not lie exactly on the video placeholders of their rows",
+                rule="each placeholder is one video token, each video token has a placeholder",
+                remedy="pass every video of every row with the start of its span",
+            )
+        return embeds
+
+    def decoder(
+        self, inputs_embeds: torch.Tensor, position_ids: torch.Tensor, attention_mask: torch.Tensor | None, cache: Cache | None
+    ) -> torch.Tensor:
+        """See `family.Model`. Raises ValueError for other than three position axes, or a cache while layers are checkpointed."""
+        language_model = self.hf.model.language_model
+        if position_ids.shape != (3, *inputs_embeds.shape[:2]):
+            raise ValueError(f"position_ids must be [3, M, T] = {(3, *inputs_embeds.shape[:2])}; got {tuple(position_ids.shape)}")
+        if cache is not None and language_model.training and language_model.is_gradient_checkpointing:
+            raise ValueError("a layer that checkpoints drops the cache without an error; call hf.eval() before decoding")
+        output = language_model(
+            inputs_embeds=inputs_embeds,
+            position_ids=position_ids,
+            attention_mask=attention_mask,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+        hidden: torch.Tensor = output.last_hidden_state
+        return hidden
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.hf.lm_head(hidden)
+        return logits
+
+    def _grid(self, frames: Frames) -> Grid:
+        num_frames, height, width, _ = frames.pixels.shape
+        patch = self.hf.config.vision_config.patch_size
+        return -(-num_frames // self.temporal_patch), height // patch, width // patch
+
+    def _check_frames(self, frames: Frames) -> None:
+        num_frames, height, width, _ = frames.pixels.shape
+        if num_frames == 0 or height == 0 or width == 0 or height % self.patch_multiple or width % self.patch_multiple:
+            raise ModelError(
+                f"{num_frames} frames of {height} x {width} pixels",
+                rule=f"at least one frame, sides that are whole multiples of {self.patch_multiple}",
+                remedy="choose the size with video.sample.plan_frames and this model's patch_multiple",
+            )
+
+    def _encode_chunk(self, pixels: np.ndarray) -> torch.Tensor:
+        """uint8 [F, Y, X, 3] of one chunk -> [V, D]; float pixels never exist for more than one chunk."""
+        batch = self._video_processor(videos=[pixels], device=self.device, return_tensors="pt", **self._pixel_settings)
+        grid = batch["video_grid_thw"].to(self.device)
+        output = self.hf.model.visual(batch["pixel_values_videos"].to(self.device, self.dtype), grid_thw=grid)
+        embeddings: torch.Tensor = output.pooler_output
+        return embeddings if embeddings.requires_grad else embeddings.cpu()
+
+    def _tokens_digest(self, frames: Frames, groups_per_chunk: int) -> str:
+        sampling = frames.sampling
+        return digest_of(
+            "qwen2_5_vl tokens 1",
+            frames.source_digest,
+            frames.times_s,
+            frames.pixels.shape,
+            (sampling.num_frames, sampling.height, sampling.width, sampling.strategy, sampling.resize),
+            json.dumps(self._pixel_settings, sort_keys=True),
+            self.tower_digest(),
+            (str(self.dtype), self.device.type, str(self.hf.config.vision_config._attn_implementation)),
+            groups_per_chunk,
+        )
+
+
+def load(path: Path, config: ModelConfig) -> Qwen2_5VL:
+    """Load a checkpoint directory. Only safetensors, no code of the checkpoint's own. Raises ModelError."""
+    device = _device(config.device)
+    with no_library_progress():
+        try:
+            hf, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+                path,
+                dtype=getattr(torch, config.dtype),
+                attn_implementation=config.attention,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+            video_processor = Qwen2VLVideoProcessor.from_pretrained(path, local_files_only=True)
+        except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError) as error:
+            raise _unusable(path, f"{type(error).__name__}: {error}") from error
+    wrong = [f"{len(info[kind])} {kind.replace('_', ' ')}" for kind in ("missing_keys", "mismatched_keys", "error_msgs") if info[kind]]
+    if wrong:  # transformers would go on with random weights in their place
+        raise _unusable(path, f"{', '.join(wrong)} in its weights, e.g. {_first(info)}")
+    return Qwen2_5VL(hf.to(device).eval(), tokenizer, video_processor, train_vision=config.train_vision)
+
+
+def _unusable(path: Path, reason: str) -> ModelError:
+    return ModelError(
+        f"{path} is no complete Qwen2.5-VL checkpoint: {reason[:500]}",
+        rule="a directory with config.json, *.safetensors, tokenizer and preprocessor files",
+        remedy="download or export it again, whole",
+    )
+
+
+def _first(info: dict[str, object]) -> str:
+    for kind in ("missing_keys", "mismatched_keys", "error_msgs"):
+        entries = info[kind]
+        assert isinstance(entries, set | list | tuple)
+        if entries:
+            return str(sorted(map(str, entries))[0])
+    return ""
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ModelError("model.device is cuda", rule="this torch sees a CUDA device", remedy="set model.device to auto or cpu")
+    return torch.device(name)
+
+
+def _end_ids(hf: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    configured = hf.generation_config.eos_token_id if hf.generation_config is not None else None
+    ids = {tokenizer.eos_token_id} | set(configured if isinstance(configured, list) else [configured])
+    return tuple(sorted(index for index in ids if index is not None))
+
+
+def _banned_ids(hf: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
+    """Media tokens, and rows of the embedding that no token of the tokenizer stands for. int64 [B]."""
+    vocabulary = tokenizer.get_vocab()
+    config = hf.config
+    ids = {vocabulary[token] for token in MEDIA_TOKENS if token in vocabulary}
+    ids |= {config.image_token_id, config.video_token_id, config.vision_start_token_id, config.vision_end_token_id}
+    ids |= set(range(hf.lm_head.out_features)) - set(vocabulary.values())
+    return torch.tensor(sorted(ids), dtype=torch.int64)
+
+
+def _pixel_settings(processor: Qwen2VLVideoProcessor, vision: object) -> dict[str, object]:
+    """Every setting of the video processor, explicit: defaults change between versions, and these are part of the digest."""
+    settings = {
+        "do_sample_frames": False,
+        "do_resize": False,  # frames come at their final size from video.decode
+        "do_convert_rgb": False,
+        "do_rescale": True,
+        "rescale_factor": float(processor.rescale_factor),
+        "do_normalize": True,
+        "image_mean": list(processor.image_mean),
+        "image_std": list(processor.image_std),
+        "patch_size": vision.patch_size,
+        "temporal_patch_size": vision.temporal_patch_size,
+        "merge_size": vision.spatial_merge_size,
+        "cap_pixels_per_frame": False,
+        "input_data_format": "channels_last",
+        "return_metadata": False,
+    }
+    accepted = Qwen2VLVideoProcessor.valid_kwargs.__annotations__
+    return {name: value for name, value in settings.items() if name in accepted or name != "cap_pixels_per_frame"}

@@ -1,0 +1,244 @@
+"""The command line: reads argv, builds one configuration, calls one stage.
+
+`longtake STAGE [CONFIG_FILE] [--dotted.key VALUE ...]`. Exit codes: 0 done; 2 an error the user can mend, told in one line on stderr;
+130 and 143 stopped by Ctrl-C and SIGTERM. Any other exception is ours and keeps its traceback. stdout holds only what was asked for.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.text import Text
+
+from longtake import __version__
+from longtake.config import stages as configs
+from longtake.config.describe import FieldDoc, default_text, list_fields
+from longtake.config.env import wants_traceback, world_size
+from longtake.config.load import clip, dump_config, find_field, load_config
+from longtake.config.sections import Section
+from longtake.errors import ConfigError, LongtakeError, StopRequested
+from longtake.observe.progress import say
+
+TRUTH_WORDS = ("true", "false", "yes", "no", "on", "off", "1", "0")
+
+
+@dataclass(frozen=True)
+class Command:
+    """One stage as seen from the command line."""
+
+    name: str
+    """Its words: `rl`, `world make`."""
+    kind: type[Section]
+    module: str
+    """Has `run(config) -> None`."""
+    argument: str | None = None
+    """The field that a bare argument sets; None: a bare argument is the configuration file."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Short forms of options."""
+
+    @property
+    def summary(self) -> str:
+        return " ".join((self.kind.__doc__ or "").split()).partition("`: ")[2]
+
+
+MODEL_ALIAS = {"model": "model.path"}
+COMMANDS = (
+    Command("quickstart", configs.QuickstartConfig, "longtake.stages.quickstart"),
+    Command("ask", configs.AskConfig, "longtake.stages.ask", "question", MODEL_ALIAS),
+    Command("world make", configs.WorldConfig, "longtake.stages.world"),
+    Command("tiny train", configs.TinyConfig, "longtake.stages.tiny"),
+    Command("sft", configs.SftConfig, "longtake.stages.sft", None, MODEL_ALIAS),
+    Command("rl", configs.RlConfig, "longtake.stages.rl", None, MODEL_ALIAS),
+    Command("evaluate", configs.EvaluateConfig, "longtake.stages.evaluate", None, MODEL_ALIAS),
+    Command("export", configs.ExportConfig, "longtake.stages.export", "run"),
+    Command("report", configs.ReportConfig, "longtake.stages.report", "run"),
+    Command("bench decode", configs.BenchDecodeConfig, "longtake.stages.bench", None, {"json": "as_json"}),
+)
+
+
+@dataclass
+class Arguments:
+    """What stands behind the stage's name."""
+
+    config_file: Path | None = None
+    overrides: list[tuple[str, str]] = field(default_factory=list)
+    help: bool = False
+    print_config: bool = False
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    try:
+        return dispatch(list(sys.argv[1:] if argv is None else argv))
+    except LongtakeError as error:
+        if wants_traceback():
+            raise
+        say(f"error: {error}", "red")
+        return error.exit_code
+    except StopRequested as stop:
+        say(f"stopped: {stop}", "yellow")
+        return stop.exit_code
+    except KeyboardInterrupt:
+        say("stopped at once: nothing after the last checkpoint was saved", "yellow")
+        return 130
+
+
+def dispatch(args: list[str]) -> int:
+    """Find the stage, then print what was asked for or run it. Raises LongtakeError and whatever the stage raises."""
+    if args in (["--version"], ["-V"]):
+        print(f"longtake {__version__}")
+        return 0
+    if not args or args[0] in ("-h", "--help"):
+        print_overview(COMMANDS)
+        return 0 if args else 2
+    if (
+        len(args) <= 2
+        and (group := [command for command in COMMANDS if command.name.startswith(f"{args[0]} ")])
+        and args[1:] in ([], ["--help"], ["-h"])
+    ):
+        print_overview(group)
+        return 0 if args[1:] else 2
+    command, rest = find_command(args)
+    arguments = parse_arguments(command, rest)
+    if arguments.help:
+        print_help(command)
+        return 0
+    config = load_config(command.kind, arguments.config_file, arguments.overrides)
+    if arguments.print_config:
+        print(dump_config(config), end="")
+        return 0
+    run_stage(command, config)
+    return 0
+
+
+def find_command(args: Sequence[str]) -> tuple[Command, list[str]]:
+    """The command that `args` begin with, and what follows. Raises ConfigError with the nearest one."""
+    for command in COMMANDS:
+        words = command.name.split()
+        if list(args[: len(words)]) == words:
+            return command, list(args[len(words) :])
+    names = [command.name for command in COMMANDS]
+    near = difflib.get_close_matches(" ".join(args[:2]), names, n=1, cutoff=0.4) or difflib.get_close_matches(
+        args[0], names, n=1, cutoff=0.4
+    )
+    raise ConfigError(
+        f"unknown stage {clip(args[0])}",
+        rule=f"the stages are {', '.join(names)}",
+        remedy=f"did you mean longtake {near[0]}? If not, see longtake --help" if near else "see longtake --help",
+    )
+
+
+def parse_arguments(command: Command, args: list[str]) -> Arguments:
+    """Read bare arguments and options. Raises ConfigError for what is not of the form in this module's docstring."""
+    parsed, bare, rest = Arguments(), [], list(args)
+    while rest:
+        token = rest.pop(0)
+        if token in ("-h", "--help"):
+            parsed.help = True
+        elif token == "--print-config":
+            parsed.print_config = True
+        elif token == "--":
+            bare += rest
+            rest = []
+        elif token.startswith("--"):
+            name, equals, text = token[2:].partition("=")
+            text = text if equals else take_value(command, name, rest)
+            if name == "config":
+                parsed.config_file = Path(text)
+            else:
+                parsed.overrides.append((command.aliases.get(name, name), text))
+        elif token.startswith("-") and len(token) > 1:
+            raise ConfigError(f"option {clip(token)}", rule="options begin with two dashes", remedy=f"see longtake {command.name} --help")
+        else:
+            bare.append(token)
+    set_bare(command, parsed, bare)
+    return parsed
+
+
+def take_value(command: Command, name: str, rest: list[str]) -> str:
+    """The value of option `--name`, taken from the front of `rest`. A bare switch means true. Raises ConfigError when there is none."""
+    if is_switch(command, name):
+        return rest.pop(0) if rest and rest[0].lower() in TRUTH_WORDS else "true"
+    if rest and not rest[0].startswith("--"):
+        return rest.pop(0)
+    raise ConfigError(
+        f"--{name} without a value", rule="an option is followed by its value", remedy=f"write --{name} VALUE or --{name}=VALUE"
+    )
+
+
+def is_switch(command: Command, name: str) -> bool:
+    """True for a known field that is true or false; an unknown name is reported later, with everything else."""
+    try:
+        return name != "config" and find_field(command.kind, command.aliases.get(name, name)).annotation is bool
+    except ConfigError:
+        return False
+
+
+def set_bare(command: Command, parsed: Arguments, bare: list[str]) -> None:
+    """One bare argument at most: the command's own field, or the configuration file."""
+    if not bare:
+        return
+    if len(bare) > 1 or (command.argument is None and parsed.config_file is not None):
+        meaning = command.argument or "configuration file"
+        raise ConfigError(
+            f"bare arguments {', '.join(clip(text) for text in bare)}",
+            rule=f"longtake {command.name} takes one, the {meaning}",
+            remedy="put quotes around text with spaces, and -- in front of options' names",
+        )
+    if command.argument is None:
+        parsed.config_file = Path(bare[0])
+    else:
+        parsed.overrides.append((command.argument, bare[0]))
+
+
+def run_stage(command: Command, config: Section) -> None:
+    """Import the stage and run it. Raises ConfigError when a launcher started several processes."""
+    if world_size() > 1:
+        raise ConfigError(
+            f"WORLD_SIZE = {world_size()}: a launcher started several processes",
+            rule="a stage runs in one process in this version",
+            remedy="start longtake without torchrun",
+        )
+    # The one late import of the package: a stage brings torch and transformers, seconds that --help and a typing error must not cost.
+    importlib.import_module(command.module).run(config)
+
+
+def print_overview(commands: Sequence[Command]) -> None:
+    """All stages, one line each."""
+    console = Console(highlight=False)
+    console.print(Text.assemble(("longtake", "bold"), f" {__version__}: reinforcement learning for models that reason over long videos"))
+    console.print(Text("\nusage: longtake STAGE [CONFIG_FILE] [--dotted.key VALUE ...]\n"))
+    for command in commands:
+        console.print(Text.assemble("  ", (f"{command.name:<14}", "bold cyan"), command.summary))
+    console.print(Text("\nlongtake STAGE --help lists every field; --print-config shows what a run would use; longtake --version"))
+
+
+def print_help(command: Command) -> None:
+    """Every field of a stage: option, type, default, doc."""
+    console = Console(highlight=False)
+    bare = "[CONFIG_FILE]" if command.argument is None else f"{command.argument.upper()} [--config FILE]"
+    console.print(Text.assemble("usage: ", (f"longtake {command.name}", "bold"), f" {bare} [--option VALUE ...] [--print-config]"))
+    console.print(Padding(Text(command.summary), (1, 0)))
+    console.print(Text("CONFIG_FILE is TOML or JSON (a run's config.json too); options win over it. Lists: a,b,c. No value: none.\n"))
+    short = {long: name for name, long in command.aliases.items()}
+    for one in list_fields(command.kind):
+        print_field(console, one, f" (or --{short[one.key]})" if one.key in short else "")
+
+
+def print_field(console: Console, one: FieldDoc, short: str) -> None:
+    """Two lines for a field; a section is a heading for the fields that follow."""
+    if one.section is not None:
+        off = " (off unless one of its fields is given)" if one.default is None else ""
+        console.print(Padding(Text.assemble((one.key, "bold"), f": {one.doc}{off}"), (1, 0, 0, 0)))
+        return
+    head = Text.assemble("  ", (one.option, "cyan"), short, "  ", (one.type_text, "dim"), f"  [{default_text(one.default)}]")
+    console.print(head)
+    if one.doc:
+        console.print(Padding(Text(one.doc), (0, 0, 0, 6)))

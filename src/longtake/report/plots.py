@@ -1,0 +1,239 @@
+"""Charts as inline SVG by matplotlib, in the colours of the page: one drawing serves the light and the dark theme and paper.
+
+Every colour given to matplotlib is a stand-in that is replaced by a CSS variable in the SVG. Text stays text. No pyplot, no global state.
+Colours and markers follow Okabe and Ito's colour-blind safe palette; series differ by marker or line style too.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from longtake.report.markup import Html, el
+
+STAND_INS = {
+    name: f"#{index:02x}fe0{index:x}"
+    for index, name in enumerate(
+        ("ink", "quiet", "grid", "surface", "blue", "sky", "vermillion", "orange", "green", "purple", "grey", "yellow")
+    )
+}
+"""Colour name (also the CSS variable `--<name>`) -> the hex value that stands in for it while matplotlib draws."""
+
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "longtake",
+    "text.parse_math": False,  # names from data may hold a dollar sign
+    "font.size": 10,
+    "axes.edgecolor": STAND_INS["quiet"],
+    "axes.labelcolor": STAND_INS["quiet"],
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": STAND_INS["quiet"],
+    "ytick.color": STAND_INS["quiet"],
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "text.color": STAND_INS["ink"],
+    "grid.color": STAND_INS["grid"],
+    "grid.linewidth": 0.8,
+    "legend.frameon": False,
+    "legend.fontsize": 9.5,
+}
+Marker = Literal["o", "s", "D", "^", "v", "P"]
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line: values over steps or frames, with whiskers where low and high are given."""
+
+    label: str
+    xs: Sequence[float]
+    ys: Sequence[float]
+    colour: str
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
+    marker: Marker | None = None
+    dashed: bool = False
+    smooth: bool = False
+    """Draw the values faintly and their running mean over them."""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One share with its interval."""
+
+    label: str
+    value: float
+    low: float
+    high: float
+    colour: str
+
+
+@dataclass(frozen=True)
+class Band:
+    """A shaded range, e.g. where guessing stays."""
+
+    low: float
+    high: float
+    label: str
+
+
+def line_chart(
+    series: Sequence[Series], *, x_label: str, percent: bool = False, zero: bool = False, log2: bool = False, title: str
+) -> Html:
+    """Lines over steps (or frames, `log2`), with a legend when there are several."""
+    with mpl.rc_context(STYLE):
+        figure, axes = _axes(380, 230)
+        for line in series:
+            _draw_line(axes, line)
+        if log2:
+            axes.set_xscale("log", base=2)
+            ticks = sorted({x for line in series for x in line.xs})
+            axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            axes.minorticks_off()
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        if zero:
+            axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+        axes.grid(axis="y")
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.set_xlabel(x_label)
+        if percent:
+            _percent(axes, "y")
+        if len(series) > 1:
+            figure.legend(loc="outside upper left", ncols=3, handlelength=1.6, columnspacing=1.2, borderaxespad=0.2)
+        return _svg(figure, title)
+
+
+def running_mean(values: Sequence[float], weight: float = 0.9) -> list[float]:
+    """Exponential mean with bias correction (Kingma and Ba 2015): the first value counts fully."""
+    smooth, total, mass = [], 0.0, 0.0
+    for value in values:
+        total, mass = weight * total + (1 - weight) * value, weight * mass + (1 - weight)
+        smooth.append(total / mass)
+    return smooth
+
+
+def _draw_line(axes: Axes, line: Series) -> None:
+    colour, style = STAND_INS[line.colour], "--" if line.dashed else "-"
+    values = line.ys
+    if line.smooth and len(line.xs) >= 20:
+        axes.plot(line.xs, line.ys, color=colour, alpha=0.25, linewidth=1)
+        values = running_mean(line.ys)
+    marker = line.marker or ("o" if len(line.xs) < 20 else None)
+    axes.plot(line.xs, values, color=colour, linestyle=style, linewidth=2, marker=marker, markersize=4.5, label=line.label)
+    if line.low is not None and line.high is not None:
+        axes.fill_between(line.xs, line.low, line.high, color=colour, alpha=0.14, linewidth=0)
+
+
+def interval_chart(bars: Sequence[Bar], *, band: Band | None, title: str) -> Html:
+    """Horizontal bars of accuracy with whiskers, the value beside each; first bar on top."""
+    with mpl.rc_context(STYLE):
+        figure, axes = _axes(520, 46 * len(bars) + 50)
+        places = range(len(bars))
+        axes.barh(places, [bar.value for bar in bars], height=0.56, color=[STAND_INS[bar.colour] for bar in bars], alpha=0.85)
+        _whiskers(axes, [(place, bar) for place, bar in enumerate(bars)], horizontal=True)
+        for place, bar in enumerate(bars):
+            axes.text(min(bar.high, 1.0) + 0.012, place, f"{100 * bar.value:.1f} %", va="center", fontsize=10.5, fontweight="bold")
+        if band is not None:
+            axes.axvspan(band.low, band.high, color=STAND_INS["quiet"], alpha=0.16, linewidth=0)
+            axes.text((band.low + band.high) / 2, -0.52, band.label, ha="center", va="bottom", fontsize=9, color=STAND_INS["quiet"])
+        axes.set_yticks(list(places), [bar.label for bar in bars], color=STAND_INS["ink"])
+        axes.set_ylim(len(bars) - 0.5, -0.8 if band else -0.5)
+        axes.set_xlim(0, max(1.0, *(bar.high + 0.1 for bar in bars)) if bars else 1)
+        axes.set_xticks([0, 0.25, 0.5, 0.75, 1.0])
+        axes.grid(axis="x")
+        _percent(axes, "x")
+        return _svg(figure, title)
+
+
+def grouped_chart(groups: Sequence[str], series: Sequence[tuple[str, str, Sequence[Bar | None]]], *, title: str) -> Html:
+    """Vertical bars by group and series (label, colour, one bar per group), with whiskers."""
+    with mpl.rc_context(STYLE):
+        figure, axes = _axes(400, 250)
+        width = 0.8 / max(1, len(series))
+        for index, (label, colour, bars) in enumerate(series):
+            places = [group + (index - (len(series) - 1) / 2) * width for group in range(len(groups))]
+            values = [bar.value if bar is not None else 0.0 for bar in bars]
+            axes.bar(places, values, width=0.88 * width, color=STAND_INS[colour], alpha=0.85, label=label)
+            _whiskers(axes, [(place, bar) for place, bar in zip(places, bars, strict=True) if bar is not None], horizontal=False)
+        axes.set_xticks(range(len(groups)), list(groups), color=STAND_INS["ink"])
+        axes.set_ylim(0, min(1.0, 1.08 * max((bar.high for _, _, bars in series for bar in bars if bar is not None), default=1.0)))
+        axes.grid(axis="y")
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        _percent(axes, "y")
+        figure.legend(loc="outside upper left", ncols=3, handlelength=1.0, columnspacing=1.2, borderaxespad=0.2)
+        return _svg(figure, title)
+
+
+def stacked_chart(rows: Sequence[tuple[str, dict[str, float]]], colours: dict[str, str], *, unit: str, title: str) -> Html:
+    """Horizontal stacked bars: one row per run, one colour per phase."""
+    with mpl.rc_context(STYLE):
+        figure, axes = _axes(560, 40 * len(rows) + 95)
+        starts = [0.0] * len(rows)
+        for phase, colour in colours.items():
+            values = [phases.get(phase, 0.0) for _, phases in rows]
+            axes.barh(range(len(rows)), values, left=starts, height=0.6, color=STAND_INS[colour], label=phase, alpha=0.9,
+                      edgecolor=STAND_INS["surface"], linewidth=0.8)  # fmt: skip
+            starts = [start + value for start, value in zip(starts, values, strict=True)]
+        axes.set_yticks(range(len(rows)), [label for label, _ in rows], color=STAND_INS["ink"])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.grid(axis="x")
+        axes.set_xlabel(unit)
+        figure.legend(loc="outside upper left", ncols=4, handlelength=1.0, columnspacing=1.2, borderaxespad=0.2)
+        return _svg(figure, title)
+
+
+def _axes(width: int, height: int) -> tuple[Figure, Axes]:
+    """A figure whose SVG units are CSS pixels."""
+    figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
+    figure.patch.set_visible(False)
+    axes = figure.add_subplot()
+    axes.patch.set_visible(False)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _whiskers(axes: Axes, bars: Iterable[tuple[float, Bar]], *, horizontal: bool) -> None:
+    for place, bar in bars:
+        ends, places = [bar.low, bar.high], [place, place]
+        axes.plot(*((ends, places) if horizontal else (places, ends)), color=STAND_INS["ink"], linewidth=1.6, solid_capstyle="round")
+
+
+def _percent(axes: Axes, which: Literal["x", "y"]) -> None:
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
+
+
+def _svg(figure: Figure, title: str) -> Html:
+    """The figure as an `svg` element that scales with its column; ids made unique by a hash of the drawing."""
+    buffer = io.StringIO()
+    canvas: Any = FigureCanvasSVG(figure)  # its methods carry no types
+    canvas.print_svg(buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    drawing = buffer.getvalue()
+    drawing = drawing[drawing.index("<svg") :]
+    drawing = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->| font-family: [^;]*;", "", drawing, flags=re.DOTALL)
+    drawing = re.sub(r' id="(?:figure|axes|patch|line2d|text|matplotlib\.axis|xtick|ytick|legend|[A-Za-z]+Collection)_\d+"', "", drawing)
+    for name, stand_in in STAND_INS.items():
+        drawing = drawing.replace(stand_in, f"var(--{name})")
+    view_box = re.search(r'viewBox="([^"]+)"', drawing)
+    body = drawing[drawing.index(">") + 1 : drawing.rindex("</svg>")]
+    box = view_box.group(1) if view_box else "0 0 100 100"
+    return el(
+        "svg",
+        el("title", title),
+        Html(body),
+        viewBox=box,
+        class_="chart",
+        role="img",
+        style=f"max-width:{1.35 * float(box.split()[2]):.0f}px",
+    )

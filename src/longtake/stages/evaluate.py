@@ -1,0 +1,124 @@
+"""`longtake evaluate`: answer every row, at each number of frames, and say how often it was right and how sure that is."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from longtake.config.meta import run_meta
+from longtake.config.stages import EvaluateConfig
+from longtake.data.rows import read_examples
+from longtake.data.videos import VideoSource
+from longtake.errors import ConfigError
+from longtake.evaluation.records import AnswerRecord, write_records
+from longtake.evaluation.score import Item, evaluate_examples, evaluate_letters
+from longtake.evaluation.summary import Share, Summary, summarise
+from longtake.models import load_model
+from longtake.models.family import Model
+from longtake.observe.progress import Progress
+from longtake.observe.timing import Phases
+from longtake.rollout.transformers_engine import TransformersEngine
+
+BLIND = 0
+"""Number of frames written into the records of an evaluation without video."""
+
+
+def run(config: EvaluateConfig) -> Summary:
+    """Write answers.jsonl and results.json (summary, seconds, config, versions) into config.out, and print a table."""
+    _check(config)
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    started, phases = time.perf_counter(), Phases()
+    items, model = read_examples(config.data), load_model(config.model)
+    frames = sorted(set(config.frames) or {config.video.max_frames}) if config.data.with_video else [BLIND]
+    records: list[AnswerRecord] = []
+    with Progress(f"evaluate {config.out.name}", total=len(frames) * len(items)) as progress:
+        for count in frames:
+            records += evaluate_at(config, model, items, count, phases, progress)
+    summary = summarise(records)
+    config.out.mkdir(parents=True, exist_ok=True)
+    write_records(config.out / "answers.jsonl", records)
+    seconds = {**phases.seconds, "answer": time.perf_counter() - started - sum(phases.seconds.values())}
+    results = {"summary": summary, "seconds": seconds, "config": config.model_dump(mode="json"), "versions": run_meta()}
+    (config.out / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+    print_summary(config.out.name, summary)
+    return summary
+
+
+def evaluate_at(
+    config: EvaluateConfig, model: Model, items: list[Item], frames: int, phases: Phases, progress: Progress
+) -> list[AnswerRecord]:
+    """All rows at one number of frames."""
+    video = config.video.model_copy(update={"max_frames": frames}) if frames != BLIND else config.video
+    source = VideoSource(model, video, phases)
+    blind = not config.data.with_video
+    if config.scoring == "letters":
+        return evaluate_letters(
+            model,
+            source,
+            items,
+            frames=frames,
+            prompt=config.prompt,
+            max_rows=config.rollout.max_rows,
+            with_video=not blind,
+            advance=progress.advance,
+        )
+    return evaluate_examples(
+        model,
+        TransformersEngine(model, config.rollout.max_rows),
+        source,
+        items,
+        frames=frames,
+        prompt=config.prompt,
+        rollout=config.rollout,
+        with_video=not blind,
+        seed=config.seed,
+        advance=progress.advance,
+    )
+
+
+def _check(config: EvaluateConfig) -> None:
+    if config.rollout.num_takes != 1:
+        raise ConfigError(
+            f"rollout.num_takes = {config.rollout.num_takes} in an evaluation",
+            rule="each row is answered once",
+            remedy="set rollout.num_takes = 1",
+        )
+    if config.frames and not config.data.with_video:
+        raise ConfigError(
+            "frames is set and data.with_video is false", rule="a blind evaluation has no frames", remedy="leave frames empty"
+        )
+
+
+def print_summary(name: str, summary: Summary, console: Console | None = None) -> None:
+    """A table of the headline and its parts, on stdout; names from the data are printed as they are, never as markup."""
+    table = Table(title=escape(f"{name}: {summary['n']} rows at {summary['frames']} frames"), title_justify="left")
+    for column in ("", "accuracy", "95 % interval", "rows"):
+        table.add_column(column, justify="left" if not column else "right")
+    _add_share(table, "all", summary)
+    for title, parts in (("category", summary["by_category"]), ("frames", summary["by_frames"]), ("key", summary["by_letter"])):
+        table.add_section()
+        for part, share in parts.items():
+            _add_share(table, f"{title} {part}", share)
+    console = console or Console()
+    console.print(table)
+    format_rate = summary["format_rate"]
+    told = "not measured (letters scoring)" if format_rate is None else f"{format_rate:.1%}"
+    failures = ", ".join(f"{kind} {count}" for kind, count in summary["failures"].items()) or "none"
+    low, high = summary["chance99"]
+    console.print(
+        f"format {told}; tokens per response {summary['response_tokens']['mean']:.1f}; guessing scores {low:.1%} to {high:.1%} (99 %); "
+        f"failures (counted as wrong): {failures}",
+        markup=False,
+        highlight=False,
+    )
+
+
+def _add_share(table: Table, name: str, share: Share) -> None:
+    low, high = share["ci95"]
+    table.add_row(escape(name), f"{share['accuracy']:.1%}", f"{low:.1%} to {high:.1%}", str(share["n"]))

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.padding import Padding
+from rich.table import Table
 from rich.text import Text
 
 from longtake import __version__
@@ -98,11 +99,7 @@ def dispatch(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help"):
         print_overview(COMMANDS)
         return 0 if args else 2
-    if (
-        len(args) <= 2
-        and (group := [command for command in COMMANDS if command.name.startswith(f"{args[0]} ")])
-        and args[1:] in ([], ["--help"], ["-h"])
-    ):
+    if group := command_group(args):
         print_overview(group)
         return 0 if args[1:] else 2
     command, rest = find_command(args)
@@ -118,6 +115,12 @@ def dispatch(args: list[str]) -> int:
     return 0
 
 
+def command_group(args: Sequence[str]) -> list[Command]:
+    """The commands of `longtake world` or `longtake world --help`; empty for anything else."""
+    asked = len(args) == 1 or list(args[1:]) in (["-h"], ["--help"])
+    return [command for command in COMMANDS if asked and command.name.startswith(f"{args[0]} ")]
+
+
 def find_command(args: Sequence[str]) -> tuple[Command, list[str]]:
     """The command that `args` begin with, and what follows. Raises ConfigError with the nearest one."""
     for command in COMMANDS:
@@ -125,9 +128,7 @@ def find_command(args: Sequence[str]) -> tuple[Command, list[str]]:
         if list(args[: len(words)]) == words:
             return command, list(args[len(words) :])
     names = [command.name for command in COMMANDS]
-    near = difflib.get_close_matches(" ".join(args[:2]), names, n=1, cutoff=0.4) or difflib.get_close_matches(
-        args[0], names, n=1, cutoff=0.4
-    )
+    near = [name for tried in (" ".join(args[:2]), args[0]) for name in difflib.get_close_matches(tried, names, n=1, cutoff=0.4)]
     raise ConfigError(
         f"unknown stage {clip(args[0])}",
         rule=f"the stages are {', '.join(names)}",
@@ -215,8 +216,10 @@ def print_overview(commands: Sequence[Command]) -> None:
     console = Console(highlight=False)
     console.print(Text.assemble(("longtake", "bold"), f" {__version__}: reinforcement learning for models that reason over long videos"))
     console.print(Text("\nusage: longtake STAGE [CONFIG_FILE] [--dotted.key VALUE ...]\n"))
+    table = Table.grid(padding=(0, 2))
     for command in commands:
-        console.print(Text.assemble("  ", (f"{command.name:<14}", "bold cyan"), command.summary))
+        table.add_row(Text(f"  {command.name}", "bold cyan"), Text(command.summary))
+    console.print(table)
     console.print(Text("\nlongtake STAGE --help lists every field; --print-config shows what a run would use; longtake --version"))
 
 
@@ -225,7 +228,7 @@ def print_help(command: Command) -> None:
     console = Console(highlight=False)
     bare = "[CONFIG_FILE]" if command.argument is None else f"{command.argument.upper()} [--config FILE]"
     console.print(Text.assemble("usage: ", (f"longtake {command.name}", "bold"), f" {bare} [--option VALUE ...] [--print-config]"))
-    console.print(Padding(Text(command.summary), (1, 0)))
+    console.print(Text(f"\n{command.summary}\n"))
     console.print(Text("CONFIG_FILE is TOML or JSON (a run's config.json too); options win over it. Lists: a,b,c. No value: none.\n"))
     short = {long: name for name, long in command.aliases.items()}
     for one in list_fields(command.kind):
@@ -236,9 +239,9 @@ def print_field(console: Console, one: FieldDoc, short: str) -> None:
     """Two lines for a field; a section is a heading for the fields that follow."""
     if one.section is not None:
         off = " (off unless one of its fields is given)" if one.default is None else ""
-        console.print(Padding(Text.assemble((one.key, "bold"), f": {one.doc}{off}"), (1, 0, 0, 0)))
+        console.print(Padding(Text.assemble((one.key, "bold"), f": {one.doc}{off}"), (1, 0, 0, 0), expand=False))
         return
     head = Text.assemble("  ", (one.option, "cyan"), short, "  ", (one.type_text, "dim"), f"  [{default_text(one.default)}]")
     console.print(head)
     if one.doc:
-        console.print(Padding(Text(one.doc), (0, 0, 0, 6)))
+        console.print(Padding(Text(one.doc), (0, 0, 0, 6), expand=False))

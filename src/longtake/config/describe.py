@@ -43,7 +43,8 @@ class FieldDoc:
 
     @property
     def type_text(self) -> str:
-        return f"{type_text(self.annotation)} {self.constraint}".strip()
+        first, bar, none = type_text(self.annotation).partition(" | none")
+        return f"{first} {self.constraint}".strip() + bar + none
 
 
 def list_fields(kind: type[Section], prefix: str = "", owner: Section | None = None) -> Iterator[FieldDoc]:

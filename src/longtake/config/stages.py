@@ -193,24 +193,28 @@ class TinyConfig(Section):
     """`longtake tiny train`: reproduce the tiny base model that ships in the package."""
 
     out: Path
-    """Folder to write: the model, its log and its accuracy."""
-    seed: int = Field(default=0, ge=0)
-    """Seed of the weights, the videos and their order."""
-    num_videos: int = Field(default=6000, ge=8)
-    """World videos to learn from, rendered in memory."""
-    steps: int = Field(default=2000, ge=1)
+    """Folder for the world, the log and the model directory."""
+    seed: int = Field(0, ge=0)
+    """Decides the world, the first weights and the order of the data."""
+    num_videos: int = Field(6000, ge=8)
+    """Videos to describe; as many events again are never seen twice in the same frames, since frame times are jittered."""
+    num_held_out: int = Field(128, ge=1)
+    """Videos of another seed on which the descriptions are scored."""
+    steps: int = Field(2000, ge=1)
     """Optimizer steps."""
-    batch_size: int = Field(default=64, ge=1)
+    batch_size: int = Field(64, ge=1)
     """Videos per step."""
-    lr: float = Field(default=1e-3, gt=0)
-    """Peak learning rate."""
-    warmup_steps: int = Field(default=50, ge=0)
-    """Linear warm-up, in steps."""
-    max_frames: int = Field(default=32, ge=2)
-    """Frames per video."""
-    pixels_per_frame: int = Field(default=56 * 56, ge=28 * 28)
-    """Pixels of a frame."""
-    num_threads: int | None = Field(default=None, ge=1)
+    lr: float = Field(1e-3, gt=0)
+    """Peak learning rate; cosine down to a tenth."""
+    warmup_steps: int = Field(50, ge=0)
+    """Linear warm-up."""
+    frames: tuple[int, ...] = (32, 32, 32, 16, 8)
+    """Numbers of frames a video is shown with, one drawn per step: repeat a number to see it more often."""
+    pixels_per_frame: int = Field(28 * 28, ge=28 * 28)
+    """Resolution the videos are read at."""
+    evaluate_every: int = Field(100, ge=1)
+    """Steps between scorings."""
+    num_threads: int | None = Field(None, ge=1)
     """CPU threads; None: torch's default."""
 
 

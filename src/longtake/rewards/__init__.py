@@ -1,0 +1,92 @@
+"""Named rewards of takes and their weighted sum. G takes of one prompt."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from longtake.answers import is_correct, parse_response
+from longtake.config.sections import OverlongConfig, RewardConfig
+from longtake.errors import ConfigError
+from longtake.rewards.functions import RewardFunction, call_function, load_function
+from longtake.types import Example, Take
+
+BUILT_IN = ("accuracy", "format", "overlong")
+
+
+@dataclass(frozen=True, eq=False)
+class RewardScores:
+    """The rewards of one group."""
+
+    named: dict[str, Tensor]
+    """Each reward by itself, float32 [G], unweighted; accuracy and format are always there, to be logged."""
+    total: Tensor
+    """float32 [G], the weighted sum."""
+    valid: Tensor
+    """bool [G]: False for a take that no gradient is taken from (overlong.mask_truncated and cut at the length limit)."""
+
+
+class Rewards:
+    """The rewards of a configuration, functions loaded once.
+
+    accuracy  1 when `is_correct`, else 0
+    format    1 when the response is one think pair, then one answer pair, and nothing else (`parse_response`), else 0
+    overlong  `overlong_reward`, when there is an OverlongConfig; its weight is 1, as in DAPO, unless `weights` gives another
+    A user's function is called as function(example, response_text) -> float. A name without a weight counts 0 and is only logged.
+    """
+
+    def __init__(self, config: RewardConfig, max_new_tokens: int, overlong: OverlongConfig | None = None) -> None:
+        """Raises ConfigError (names, weights, lengths) or RewardError (a function that cannot be loaded)."""
+        check_config(config, max_new_tokens, overlong)
+        self.functions: dict[str, RewardFunction] = {name: load_function(spec) for name, spec in config.functions.items()}
+        self.max_new_tokens, self.overlong = max_new_tokens, overlong
+        default = {"overlong": 1.0} if overlong is not None else {}
+        self.weights = default | config.weights
+
+    def score(self, example: Example, takes: Sequence[Take]) -> RewardScores:
+        """Rewards of the takes of one prompt. Raises RewardError when a user's function does not give a number."""
+        named = {
+            "accuracy": [float(is_correct(example, take.text)) for take in takes],
+            "format": [float(parse_response(take.text).well_formed) for take in takes],
+        }
+        if self.overlong is not None:
+            cache = self.overlong.cache_tokens
+            named["overlong"] = [overlong_reward(take.token_ids.numel(), self.max_new_tokens, cache) for take in takes]
+        for name, function in self.functions.items():
+            named[name] = [call_function(name, function, example, take.text) for take in takes]
+        tensors = {name: torch.tensor(values, dtype=torch.float32) for name, values in named.items()}
+        # Summed in float64, so that equal rewards have equal totals whatever the order of the names.
+        parts = [self.weights.get(name, 0.0) * values.double() for name, values in tensors.items()]
+        masked = self.overlong is not None and self.overlong.mask_truncated
+        valid = torch.tensor([not (masked and take.finish_reason == "length") for take in takes], dtype=torch.bool)
+        return RewardScores(tensors, torch.stack(parts).sum(0).float(), valid)
+
+
+def overlong_reward(num_tokens: int, max_new_tokens: int, cache_tokens: int) -> float:
+    """Soft overlong punishment, DAPO (arXiv 2503.14476) eq. 13, with L = max_new_tokens and C = cache_tokens:
+
+    0 up to L - C tokens; ((L - C) - n) / C up to L; -1 beyond.
+    """
+    safe = max_new_tokens - cache_tokens
+    if num_tokens <= safe:
+        return 0.0
+    return max((safe - num_tokens) / cache_tokens, -1.0)
+
+
+def check_config(config: RewardConfig, max_new_tokens: int, overlong: OverlongConfig | None) -> None:
+    known = [*BUILT_IN, *config.functions]
+    problems = [f"weight for unknown reward {name!r}" for name in config.weights if name not in known]
+    problems += [f"weight {weight} of {name!r}" for name, weight in config.weights.items() if not math.isfinite(weight)]
+    problems += [f"function {name!r} has the name of a built-in reward" for name in config.functions if name in BUILT_IN]
+    problems += [f"function {name!r} has no weight" for name in config.functions if name not in config.weights]
+    if overlong is None and config.weights.get("overlong"):
+        problems.append("weight for 'overlong' without algorithm.overlong")
+    if overlong is not None and overlong.cache_tokens > max_new_tokens:
+        problems.append(f"overlong.cache_tokens {overlong.cache_tokens} > max_new_tokens {max_new_tokens}")
+    if problems:
+        rule = f"known rewards are {', '.join(known)}; each function has a finite weight (0: only logged)"
+        raise ConfigError("; ".join(problems), rule=rule, remedy="mend rewards.weights, rewards.functions or algorithm.overlong")

@@ -1,0 +1,142 @@
+"""From rows to checked examples: videos resolved inside the root, options and answer parsed, every failure kept in its place."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from longtake.answers import plain_number, read_letter
+from longtake.answers.response import ANSWER, END_ANSWER, between
+from longtake.answers.texts import fold
+from longtake.config.sections import DataConfig
+from longtake.data.row_files import read_rows, write_rows
+from longtake.errors import PathError, RowError, VideoError
+from longtake.types import AnswerKind, Example, Failure, Option, Row
+from longtake.video.index import DigestIndex
+from longtake.video.paths import resolve_inside
+from longtake.video.subtitles import read_srt
+
+__all__ = ["check_failures", "check_row", "parse_options", "read_examples", "read_rows", "write_rows"]
+
+OPTION_LINE = re.compile(r"^[ \t]*(?:\(([A-Z])\)|([A-Z])(?:\)|\.(?=\s|$)))[ \t]*(.*)$", re.MULTILINE)
+"""`A. text`, `(A) text` or `A) text` at the start of a line."""
+MAX_SHOWN_FAILURES = 5
+
+
+def read_examples(config: DataConfig, index: DigestIndex | None = None) -> list[Example | Failure]:
+    """The examples of a rows file in row order, a Failure standing wherever one cannot be used.
+
+    First the categories are chosen, then the first `max_rows` of them. A failed row whose category cannot be read counts as every
+    category: it is never what makes a set look whole. `index` keeps the digests of videos (None: for this call only).
+    Raises RowError when the file as a whole cannot be used.
+    """
+    root = config.rows.parent if config.root is None else config.root
+    items = [item for item in read_rows(config.rows) if chosen(item, config.categories)][: config.max_rows]
+    if not items:
+        given = f"{config.rows} has no row of category {', '.join(config.categories)}"
+        raise RowError(given, rule="at least one row is left", remedy="change data.categories")
+    videos = (DigestIndex(None) if index is None else index) if config.with_video else None
+    return [item if isinstance(item, Failure) else example_or_failure(item, root, videos, config.with_subtitles) for item in items]
+
+
+def chosen(item: Row | Failure, categories: Sequence[str]) -> bool:
+    category = item.category if isinstance(item, Failure) else item.problem_type
+    return not categories or category in categories or (isinstance(item, Failure) and category == "unknown")
+
+
+def example_or_failure(row: Row, root: Path, index: DigestIndex | None, with_subtitles: bool) -> Example | Failure:
+    try:
+        return check_row(row, root, index, with_subtitles=with_subtitles)
+    except (RowError, PathError, VideoError) as error:
+        stage = "video" if isinstance(error, VideoError) else "rows"
+        return Failure(row.problem_id, stage=stage, kind=type(error).__name__, message=str(error), category=row.problem_type)
+
+
+def check_row(row: Row, root: Path, index: DigestIndex | None, *, with_subtitles: bool = False) -> Example:
+    """A row with its options and answer parsed and its video found inside `root`; index None: asked blind, no video is looked for.
+
+    Raises RowError (options, answer), PathError (a path that leaves the root) or VideoError (file missing or unreadable).
+    """
+    where = f"row with problem_id {row.problem_id}"
+    if not row.problem.strip():
+        raise RowError(f"{where}: empty problem", rule="every row asks something", remedy="fill in problem")
+    options = parse_options(row.problem, where)
+    answer, answer_kind = parse_answer(row.answer, options, where)
+    if row.data_type == "video" and not row.videos:
+        raise RowError(f"{where}: data_type video and no path in videos", rule="a video row names its video", remedy="fill in videos")
+    return Example(
+        problem_id=row.problem_id,
+        question=row.problem,
+        options=options,
+        answer=answer,
+        answer_kind=answer_kind,
+        category=row.problem_type,
+        reasoning=row.reasoning,
+        video=index.ref(resolve_inside(root, row.videos)) if index is not None and row.videos else None,
+        subtitles=subtitle_text(resolve_inside(root, row.subtitles)) if with_subtitles and row.subtitles else None,
+        duration_s=row.duration_s,
+    )
+
+
+def parse_options(problem: str, where: str) -> tuple[Option, ...]:
+    """The options in the order they stand (`D A B C` is one that occurs), each on a line of its own; () for an open-ended question.
+
+    Raises RowError for a single option, a repeated letter or text, a gap in the letters, an option without text.
+    """
+    options = tuple(Option(first or second, text.strip()) for first, second, text in OPTION_LINE.findall(problem))
+    if not options:
+        return ()
+    letters = [option.letter for option in options]
+    texts = [fold(option.text) for option in options]
+    fault = None
+    if len(set(letters)) < len(letters):
+        fault = "an option letter is repeated"
+    elif len(options) == 1 or sorted(letters) != [chr(ord("A") + index) for index in range(len(letters))]:
+        fault = f"options {', '.join(letters)}"
+    elif not all(texts):
+        fault = "an option without text"
+    elif len(set(texts)) < len(texts):
+        fault = "two options with the same text"
+    if fault:
+        rule = "options are two or more lines `A. text`, lettered from A without a gap, all different"
+        raise RowError(f"{where}: {fault}", rule=rule, remedy="mend the options in problem")
+    return options
+
+
+def parse_answer(text: str, options: tuple[Option, ...], where: str) -> tuple[str, AnswerKind]:
+    """(answer, kind) from `<answer>...</answer>`: the letter when there are options, else a number or a text. Raises RowError."""
+    answer = between(text, ANSWER, END_ANSWER)
+    if not answer or not (text.strip().startswith(ANSWER) and text.strip().endswith(END_ANSWER)):
+        raise RowError(f"{where}: answer {text[:40]!r}", rule="the answer is `<answer>...</answer>`, not empty", remedy="mend it")
+    if options:
+        letter = read_letter(answer, options)
+        if letter is None:
+            rule = f"the answer is one of {', '.join(option.letter for option in options)}"
+            raise RowError(f"{where}: answer {answer[:40]!r}", rule=rule, remedy="mend the answer or the options")
+        return letter, "letter"
+    if len(answer) == 1 and "A" <= answer <= "H":
+        rule = "a letter answers a question with options, each on its own line as `A. text`"
+        raise RowError(f"{where}: answer {answer!r} and no options", rule=rule, remedy="put the options into problem")
+    return answer, "number" if plain_number(answer) else "text"
+
+
+def subtitle_text(path: Path) -> str:
+    """The lines of an SRT file, one cue per line, in order of time."""
+    return "\n".join(" ".join(cue.text.split()) for cue in read_srt(path))
+
+
+def check_failures(items: Iterable[object], max_failed_fraction: float) -> int:
+    """How many of `items` are a Failure. Raises RowError with the counts by kind when they are more than the allowed share, or all."""
+    everything = list(items)
+    failures = [item for item in everything if isinstance(item, Failure)]
+    if len(failures) <= max_failed_fraction * len(everything) and len(failures) < len(everything):
+        return len(failures)
+    kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(failure.kind for failure in failures).most_common())
+    shown = " | ".join(failure.message for failure in failures[:MAX_SHOWN_FAILURES])
+    raise RowError(
+        f"{len(failures)} of {len(everything)} rows cannot be used ({kinds}). First: {shown}",
+        rule=f"at most {max_failed_fraction:.0%} fail (data.max_failed_fraction), and at least one is left",
+        remedy="mend the rows, or allow a larger share",
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
@@ -45,7 +46,7 @@ class ChatTokenizer:
         return ids
 
     def _render(self, messages: Sequence[Message], texts: Sequence[str], add_generation_prompt: bool) -> str:
-        conversation = [_as_dict(message, text) for message, text in zip(messages, texts, strict=True)]
+        conversation: list[Any] = [_as_dict(message, text) for message, text in zip(messages, texts, strict=True)]
         rendered = self._tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=add_generation_prompt)
         assert isinstance(rendered, str)
         return rendered

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,13 +42,13 @@ class Qwen2_5VL:
         *,
         train_vision: bool = False,
     ) -> None:
-        self.hf = hf
+        self.hf: Any = hf
         self.tokenizer = tokenizer
         self.device: torch.device = hf.device
         self.dtype: torch.dtype = hf.dtype
         self.train_vision = train_vision
         self.weights_version = 0
-        vision = hf.config.vision_config
+        vision: Any = hf.config.vision_config
         self.temporal_patch: int = vision.temporal_patch_size
         self.patch_multiple: int = vision.patch_size * vision.spatial_merge_size
         self.tokens_per_second: float = vision.tokens_per_second
@@ -197,7 +198,7 @@ def load(path: Path, config: ModelConfig) -> Qwen2_5VL:
     device = _device(config.device)
     with no_library_progress():
         try:
-            hf, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            loaded: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
                 path,
                 dtype=getattr(torch, config.dtype),
                 attn_implementation=config.attention,
@@ -210,6 +211,7 @@ def load(path: Path, config: ModelConfig) -> Qwen2_5VL:
             video_processor = Qwen2VLVideoProcessor.from_pretrained(path, local_files_only=True)
         except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError) as error:
             raise _unusable(path, f"{type(error).__name__}: {error}") from error
+    hf, info = loaded
     wrong = [f"{len(info[kind])} {kind.replace('_', ' ')}" for kind in ("missing_keys", "mismatched_keys", "error_msgs") if info[kind]]
     if wrong:  # transformers would go on with random weights in their place
         raise _unusable(path, f"{', '.join(wrong)} in its weights, e.g. {_first(info)}")
@@ -257,7 +259,7 @@ def _banned_ids(hf: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTok
     return torch.tensor(sorted(ids), dtype=torch.int64)
 
 
-def _pixel_settings(processor: Qwen2VLVideoProcessor, vision: object) -> dict[str, object]:
+def _pixel_settings(processor: Qwen2VLVideoProcessor, vision: Any) -> dict[str, object]:
     """Every setting of the video processor, explicit: defaults change between versions, and these are part of the digest."""
     settings = {
         "do_sample_frames": False,

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -109,10 +110,11 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int = TinySizes.vocab_size
     roles = ["user", "assistant", "system"] * 100  # in every prompt: one token each
     backend.train_from_iterator([*texts, *roles], trainer=trainer)
     trained = json.loads(backend.to_str())["model"]
-    return _family_tokenizer(trained["vocab"], [tuple(merge) for merge in trained["merges"]])
+    merges: Any = [tuple(merge) for merge in trained["merges"]]
+    return _family_tokenizer(trained["vocab"], merges)
 
 
-def _family_tokenizer(vocab: dict[str, int], merges: list[tuple[str, ...]]) -> Qwen2Tokenizer:
+def _family_tokenizer(vocab: dict[str, int], merges: Any) -> Qwen2Tokenizer:
     tokenizer = Qwen2Tokenizer(vocab=vocab, merges=merges, eos_token="<|im_end|>", pad_token="<|endoftext|>", split_special_tokens=False)
     tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS], special_tokens=True)
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in FORMAT_TOKENS])
@@ -123,7 +125,8 @@ def _family_tokenizer(vocab: dict[str, int], merges: list[tuple[str, ...]]) -> Q
 
 def tiny_config(tokenizer: PreTrainedTokenizerBase, sizes: TinySizes = TinySizes()) -> Qwen2_5_VLConfig:
     """The model's configuration; vocabulary size and token ids come from the tokenizer."""
-    ids = {token: int(tokenizer.convert_tokens_to_ids(token)) for token in SPECIAL_TOKENS}
+    vocabulary = tokenizer.get_vocab()
+    ids = {token: vocabulary[token] for token in SPECIAL_TOKENS}
     text = {
         "vocab_size": len(tokenizer),
         "hidden_size": sizes.hidden,

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from longtake.config.sections import ModelConfig
 from longtake.models.family import Model
@@ -64,7 +63,7 @@ def norm_in_own_dtype(model: Model) -> Iterator[None]:
     norm_class = type(model.hf.model.language_model.norm)
     original = norm_class.forward
 
-    def forward(self: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
         variance = hidden_states.pow(2).mean(-1, keepdim=True)
         normed: torch.Tensor = self.weight * (hidden_states * torch.rsqrt(variance + self.variance_epsilon))
         return normed

@@ -165,15 +165,22 @@ def _problems(kind: type[Section], error: ValidationError, file: str | None, fro
         where = key if file is None else f"{file}: {key}"
         if any(key == option or key.startswith(f"{option}.") for option in from_options):
             where = f"--{key.replace('_', '-')}"
-        if detail["type"] == "missing":
+        if detail["type"] == "missing" and key in fields:
             problems += [_missing(field) for field in _required_under(fields, key)]
         elif detail["type"] == "extra_forbidden":
             problems.append(unknown_field(f"field {where}", key, list(fields), option=False))
         elif detail["type"] == "rule":
             problems.append(_broken_rule(key, detail, fields, where))
         else:
-            problems.append(_wrong_value(fields.get(key), where, detail))
+            problems.append(_wrong_value(_enclosing(fields, key), where, detail))
     return problems
+
+
+def _enclosing(fields: Mapping[str, FieldDoc], key: str) -> FieldDoc | None:
+    """The field of a key, which may point at an item inside it: `optimizer.betas.1`. None for the whole configuration."""
+    while key and key not in fields:
+        key = key.rpartition(".")[0]
+    return fields.get(key)
 
 
 def _required_under(fields: Mapping[str, FieldDoc], key: str) -> list[FieldDoc]:
@@ -201,16 +208,15 @@ def _broken_rule(key: str, detail: ErrorDetails, fields: Mapping[str, FieldDoc],
 
 
 def _wrong_value(field: FieldDoc | None, where: str, detail: ErrorDetails) -> ConfigError:
-    rule = detail["msg"].replace("Input should be", "must be").replace("Input should have", "must have")
-    if field is None:
-        remedy = "correct the value"
-    elif field.section is not None:
+    rule = detail["msg"].replace("Input should", "must").removeprefix("Value error, ")
+    if field is None or (field.section is not None and detail["type"] == "value_error"):
+        return ConfigError(where or "the configuration", rule=rule, remedy="correct the fields it names")
+    remedy = f"give {field.type_text}"
+    if field.section is not None:
         rule, remedy = "it is a section with fields of its own", _compound_remedy(field)
-    else:
-        near = suggestion(str(detail["input"]), [str(choice) for choice in getattr(field.annotation, "__args__", ())])
-        remedy = (
-            f"did you mean {near}? If not, give {field.type_text}"
-            if detail["type"] == "literal_error" and near
-            else f"give {field.type_text}"
-        )
+    elif detail["type"] == "missing":
+        rule = "a list of fixed length needs all its items"
+    elif detail["type"] == "literal_error":
+        near = suggestion(str(detail["input"]), field.type_text.split(" | "))
+        remedy = f"did you mean {near}? If not, {remedy}" if near else remedy
     return ConfigError(f"{where} = {clip(detail['input'])}", rule=rule, remedy=remedy)

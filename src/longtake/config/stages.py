@@ -208,7 +208,7 @@ class TinyConfig(Section):
     """Peak learning rate; cosine down to a tenth."""
     warmup_steps: int = Field(50, ge=0)
     """Linear warm-up."""
-    frames: tuple[int, ...] = (32, 32, 32, 16, 8)
+    frames: tuple[int, ...] = (32, 32, 32, 32, 32, 32, 16, 8)
     """Numbers of frames a video is shown with, one drawn per step: repeat a number to see it more often."""
     pixels_per_frame: int = Field(28 * 28, ge=28 * 28)
     """Resolution the videos are read at."""

@@ -24,7 +24,8 @@ def digest_of(*parts: Part) -> str:
     """Hex sha256 of the parts, in order.
 
     Arrays and tensors count by dtype name, shape and little-endian bytes, wherever they live and however they are strided; a tensor and
-    an array of the same dtype, shape and values are equal. Tuples and lists nest; numpy scalars count as Python's. Raises TypeError for anything else.
+    an array of the same dtype, shape and values are equal. Tuples and lists nest; numpy scalars count as Python's.
+    Raises TypeError for anything else.
     """
     state = hashlib.sha256()
     for part in parts:

@@ -20,8 +20,6 @@ from longtake.errors import ConfigError
 NEEDED = [("out", "runs/x"), ("data.rows", "rows.jsonl")]
 SECTIONS = [kind for kind in vars(stages).values() if isinstance(kind, type) and issubclass(kind, Section)]
 KINDS = [kind for kind in SECTIONS if kind.__module__ == stages.__name__]
-    kind for kind in vars(stages).values() if isinstance(kind, type) and issubclass(kind, Section) and kind.__module__ == stages.__name__
-]
 
 
 def rl(*overrides: tuple[str, str], path: Path | None = None) -> RlConfig:

@@ -1,0 +1,1 @@
+"""Complete named runs: functions that return configurations. A recipe is the documentation of a run."""

@@ -106,7 +106,9 @@ def ask_goal(story: Story, rng: np.random.Generator) -> Question:
     purposes = {"use": "to use it", "hide": "to hide it", "give": f"to give it to {receiver}", "keep": "to keep it"}
     answer = purposes[story.purpose]
     wrong = tuple(text for text in purposes.values() if text != answer)
-    return Question("goal", f"Why did the {taken.actor} take the {taken.thing}?", answer, wrong, f"{taken.actor} takes {taken.thing} {answer}.")
+    return Question(
+        "goal", f"Why did the {taken.actor} take the {taken.thing}?", answer, wrong, f"{taken.actor} takes {taken.thing} {answer}."
+    )
 
 
 def ask_plot(story: Story, rng: np.random.Generator) -> Question:

@@ -1,6 +1,6 @@
 """Write a world to disk: H.264 videos, SRT files, rows in the published format, and the event log they come from.
 
-    out/videos/000000.mp4 .srt     out/rows.jsonl     out/events.jsonl     out/world.json (the configuration; written last)
+out/videos/000000.mp4 .srt     out/rows.jsonl     out/events.jsonl     out/world.json (the configuration; written last)
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 
 from longtake.config.stages import WorldConfig
 from longtake.errors import ConfigError
+from longtake.observe.progress import Progress
 from longtake.types import Row
 from longtake.video.encode import VideoWriter
 from longtake.video.subtitles import Cue, write_srt
@@ -48,8 +49,9 @@ def write_world(config: WorldConfig) -> WorldSummary:
         return WorldSummary(config.num_videos, rows, 0.0, reused=True)
     (config.out / "videos").mkdir(parents=True, exist_ok=True)
     stories = [story_of(config, index) for index in range(config.num_videos)]
-    for _ in write_videos(config):
-        pass
+    with Progress(f"world {config.out.name}", config.num_videos) as progress:
+        for _ in write_videos(config):
+            progress.advance()
     rows = [row for index, story in enumerate(stories) for row in rows_of(config, index, story)]
     write_lines(config.out / "rows.jsonl", (asdict(row) for row in rows))
     write_lines(config.out / "events.jsonl", ({"video": video_name(index), **asdict(story)} for index, story in enumerate(stories)))
@@ -133,7 +135,9 @@ def frame_times(config: WorldConfig, story: Story) -> np.ndarray:
 def cues_of(story: Story) -> list[Cue]:
     """What is said: talk that gives nothing away."""
     return [
-        Cue(scene.event_start_s, scene.event_stop_s, f"{scene.event.actor}: {scene.said}") for scene in story.scenes if scene.said is not None
+        Cue(scene.event_start_s, scene.event_stop_s, f"{scene.event.actor}: {scene.said}")
+        for scene in story.scenes
+        if scene.said is not None
     ]
 
 

@@ -1,0 +1,167 @@
+"""`longtake tiny train`: make the tiny base model. It learns to describe world videos, and never sees a question answered.
+
+out/world, out/held_out (videos)     out/model (the checkpoint directory)     out/log.jsonl (loss and held-out accuracy)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from longtake.config.sections import ModelConfig, OptimizerConfig, PromptConfig, VideoConfig
+from longtake.config.stages import TinyConfig, WorldConfig
+from longtake.data.render import render_prompt
+from longtake.models import Model, load_model
+from longtake.models.positions import time_step
+from longtake.models.tiny import build_tiny
+from longtake.observe.lines import JsonLines
+from longtake.observe.progress import Progress, say
+from longtake.rollout.engine import RolloutRequest, SamplingParams
+from longtake.rollout.transformers_engine import TransformersEngine
+from longtake.training.batch import sft_batch
+from longtake.training.export import export_model
+from longtake.training.optimizer import build_optimizer
+from longtake.training.sft_loss import sft_loss
+from longtake.training.trainable import choose_trainable, training_mode
+from longtake.types import Example, Frames, Prompt, Sampling, VideoRef, VideoTokens
+from longtake.video.decode import load_frames
+from longtake.world.questions import describe
+from longtake.world.story import Story
+from longtake.world.write import rows_of, story_of, video_name, write_world
+
+QUESTION = "Describe the video."
+HELD_OUT_SEED = 900_000
+"""Added to the seed: far from the seeds that worlds for training and evaluation use."""
+POOL_FRAMES = 128
+"""Frames of a video that are read; each step takes some of them, at jittered times."""
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """A video in memory and what is to be said about it."""
+
+    pixels: np.ndarray
+    """uint8 [POOL_FRAMES, Y, X, 3]."""
+    times_s: np.ndarray
+    example: Example
+
+
+def run(config: TinyConfig) -> None:
+    """Train and write out/model; the same configuration on the same machine gives the same bytes."""
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    torch.manual_seed(config.seed)
+    world, held_out = worlds_of(config)
+    stories = [story_of(world, index) for index in range(world.num_videos)]
+    build_tiny(config.out / "random", texts_of(world, stories), config.seed)
+    model = load_model(ModelConfig(path=str(config.out / "random"), train_vision=True))
+    choose_trainable(model, ModelConfig(train_vision=True), config.seed)
+    clips = read_clips(config, world, model)
+    tests = read_clips(config, held_out, model)
+    train(config, model, clips, tests)
+    export_model(model, config.out / "model")
+    say(f"tiny: wrote {config.out / 'model'}")
+
+
+def worlds_of(config: TinyConfig) -> tuple[WorldConfig, WorldConfig]:
+    """The world to learn from and the held-out one, written to disk (or reused)."""
+    world = WorldConfig(out=config.out / "world", seed=HELD_OUT_SEED + 2 * config.seed, num_videos=config.num_videos)
+    held_out = WorldConfig(out=config.out / "held_out", seed=HELD_OUT_SEED + 2 * config.seed + 1, num_videos=config.num_held_out)
+    for each in (world, held_out):
+        write_world(each)
+    return world, held_out
+
+
+def texts_of(world: WorldConfig, stories: Sequence[Story]) -> list[str]:
+    """The world's text, from which the tokenizer is trained."""
+    rows = [row for index, story in enumerate(stories[:1000]) for row in rows_of(world, index, story)]
+    return [QUESTION, *(text for row in rows for text in (row.problem, f" {row.reasoning}"))]
+
+
+def read_clips(config: TinyConfig, world: WorldConfig, model: Model) -> list[Clip]:
+    """Decode every video once, at the model's resolution."""
+    setting = VideoConfig(max_frames=POOL_FRAMES, max_pixels_per_frame=config.pixels_per_frame)
+    clips = []
+    with Progress("decode", world.num_videos) as progress:
+        for index in range(world.num_videos):
+            path = world.out / video_name(index)
+            frames = load_frames(VideoRef(path, str(path)), setting, model.patch_multiple, model.temporal_patch)
+            clips.append(Clip(frames.pixels, frames.times_s, example_of(story_of(world, index))))
+            progress.advance()
+    return clips
+
+
+def example_of(story: Story) -> Example:
+    return Example(story.seed, QUESTION, (), describe(story), "text", "describe", "", None, None, story.duration_s)
+
+
+def train(config: TinyConfig, model: Model, clips: list[Clip], tests: list[Clip]) -> None:
+    """Cross-entropy on the descriptions, tower included."""
+    setting = OptimizerConfig(lr=config.lr, warmup_steps=config.warmup_steps, betas=(0.9, 0.98))
+    optimizer = build_optimizer(model, setting, config.steps)
+    rng = np.random.default_rng(config.seed)
+    with JsonLines(config.out / "log.jsonl") as log, Progress("tiny", config.steps) as progress:
+        for step in range(1, config.steps + 1):
+            chosen = [clips[int(index)] for index in rng.choice(len(clips), config.batch_size, replace=len(clips) < config.batch_size)]
+            num_frames = int(rng.choice(config.frames))
+            with training_mode(model):
+                prompts = show(model, chosen, num_frames, rng)
+                responses = [torch.tensor([*model.text_ids(clip.example.answer), model.end_id]) for clip in chosen]
+                batch = sft_batch(prompts, responses, model.device)
+                loss = sft_loss(model, batch, batch.num_response_tokens)
+                loss.backward()
+                norm = optimizer.step()
+            model.weights_version = step
+            progress.advance(loss=float(loss.detach()))
+            if step % config.evaluate_every == 0 or step == config.steps:
+                figures = {f"exact_{count}_frames": exact(model, tests, count) for count in sorted(set(config.frames))}
+                log.append(step, {"loss": float(loss.detach()), "grad_norm": norm, **figures})
+                log.flush()
+
+
+def show(model: Model, clips: Sequence[Clip], num_frames: int, rng: np.random.Generator | None) -> list[Prompt]:
+    """Prompts with `num_frames` frames of each clip, one per equal segment: jittered with an rng, at the midpoints without.
+
+    All clips pass the tower as one long video: its attention stays inside a temporal group, so the result is the same.
+    """
+    picks = [segments(len(clip.times_s), num_frames, rng) for clip in clips]
+    pixels = np.concatenate([clip.pixels[pick] for clip, pick in zip(clips, picks, strict=True)])
+    sampling = Sampling(len(pixels), pixels.shape[1], pixels.shape[2], "jittered", "bicubic")
+    together = Frames(pixels, np.arange(len(pixels), dtype=np.float64), "clips", sampling, 0)
+    encoded = model.encode(together, len(pixels), gradients=rng is not None)
+    pieces = encoded.embeddings.chunk(len(clips))
+    grid = (num_frames // model.temporal_patch, *encoded.grid[1:])
+    prompts = []
+    for clip, pick, piece in zip(clips, picks, pieces, strict=True):
+        seconds, _ = time_step(clip.times_s[pick], model.temporal_patch)
+        tokens = VideoTokens(piece, grid, seconds, "clip")
+        prompts.append(render_prompt(clip.example, tokens, model, PromptConfig(instruction="")))
+    return prompts
+
+
+def segments(available: int, wanted: int, rng: np.random.Generator | None) -> np.ndarray:
+    """Indices int64 [wanted] into `available` frames, ascending, one per equal segment."""
+    inside = rng.random(wanted) if rng is not None else np.full(wanted, 0.5)
+    return np.minimum(((np.arange(wanted) + inside) * available / wanted).astype(np.int64), available - 1)
+
+
+def exact(model: Model, clips: Sequence[Clip], num_frames: int) -> float:
+    """Share of the events described without a mistake and in their place, greedy decoding."""
+    engine = TransformersEngine(model, max_rows=64)
+    with torch.no_grad():
+        prompts = show(model, clips, num_frames, None)
+    requests = [RolloutRequest(index, prompt) for index, prompt in enumerate(prompts)]
+    takes = engine.generate(requests, SamplingParams(1, 0.0, 96, 0, 0))
+    right = total = 0
+    for clip, (take,) in zip(clips, takes, strict=True):
+        wanted, said = sentences(clip.example.answer), sentences(take.text)
+        right += sum(one == other for one, other in zip(wanted, said, strict=False))
+        total += len(wanted)
+    return right / total
+
+
+def sentences(text: str) -> list[str]:
+    return [sentence.strip() for sentence in text.split(".") if sentence.strip()]

@@ -127,13 +127,19 @@ def test_paired_test_compares_the_headline_frames_and_counts_failures_as_wrong()
     assert paired_test(first, [failed(1, frames=32)])["only_first"] == 1
 
 
+def test_paired_test_keeps_rows_without_an_id_as_wrong_on_both_sides():
+    result = paired_test([record(1), failed(None)], [record(1, predicted="B"), failed(None)])
+    assert (result["n"], result["only_first"], result["neither"]) == (2, 1, 1)
+
+
 @pytest.mark.parametrize(
     ("second", "message"),
     [
         ([record(1)], "on one side only"),
         ([record(1), record(3)], "on one side only"),
         ([record(1), record(2), record(2)], "occurs twice"),
-        ([record(1), failed(None)], "without problem id"),
+        ([record(1), failed(None)], "on one side only, e.g. problem ids 2, unreadable 0"),
+        ([record(1), record(2), record(None)], "answered row without problem id"),
     ],
 )
 def test_paired_test_refuses_other_rows(second, message):

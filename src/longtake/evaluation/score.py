@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from longtake.answers import is_correct, parse_response, read_letter
 from longtake.config.sections import PromptConfig, RolloutConfig
@@ -114,6 +115,7 @@ def _evaluate(
     advance: Callable[[int], None] | None,
 ) -> list[AnswerRecord]:
     """`chunk` rows at a time, so that only their videos are in memory. Each answer takes the place of its own row."""
+    items = _without_borrowed_ids(items)
     refuse_repeated((item.problem_id, frames) for item in items)  # now, and not after hours of decoding
     records: list[AnswerRecord] = []
     for start in range(0, len(items), chunk):
@@ -124,6 +126,17 @@ def _evaluate(
         if advance is not None:
             advance(len(outcomes))
     return records
+
+
+def _without_borrowed_ids(items: Sequence[Item]) -> list[Item]:
+    """A row that failed because its id is another row's keeps its place in the denominator, but not that id."""
+    own = {item.problem_id for item in items if isinstance(item, Example)}
+    kept: list[Item] = []
+    for item in items:
+        borrowed = isinstance(item, Failure) and item.problem_id in own
+        kept.append(replace(item, problem_id=None) if isinstance(item, Failure) and borrowed else item)
+        own.add(item.problem_id)
+    return kept
 
 
 def _ask_or_fail(item: Item, ask: Callable[[Example], Prompt], frames: int) -> Asked | AnswerRecord:

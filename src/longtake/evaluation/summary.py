@@ -132,13 +132,14 @@ def is_right(row: AnswerRecord) -> bool:
 def paired_test(first: Sequence[AnswerRecord], second: Sequence[AnswerRecord]) -> PairedTest:
     """McNemar's exact test on the same problem ids (each side at its largest number of frames).
 
-    Raises RowError when a side repeats an id, has rows without one, or when the two sides hold different ids.
+    Rows so damaged that they have no id failed on both sides and count as wrong on both. Raises RowError when a side repeats an id, or
+    when the two sides do not hold the same rows.
     """
     left, right = _by_problem(first), _by_problem(second)
     if left.keys() != right.keys():
-        odd = sorted(left.keys() ^ right.keys())
+        odd = sorted(left.keys() ^ right.keys(), key=str)
         raise RowError(
-            f"{len(odd)} problem ids are on one side only, e.g. {odd[:3]}",
+            f"{len(odd)} rows are on one side only, e.g. problem ids {', '.join(map(str, odd[:3]))}",
             rule="a paired test compares two models on the same rows",
             remedy="evaluate both on the same rows file",
         )
@@ -161,14 +162,15 @@ def headline_rows(records: Sequence[AnswerRecord]) -> list[AnswerRecord]:
     return [record for record in records if record.frames == most]
 
 
-def _by_problem(records: Sequence[AnswerRecord]) -> dict[int, bool]:
+def _by_problem(records: Sequence[AnswerRecord]) -> dict[int | str, bool]:
+    """Problem id -> right or wrong; rows without an id are numbered, which pairs the failed with the failed."""
     refuse_repeated(record.key for record in records)
-    outcome: dict[int, bool] = {}
-    for record in headline_rows(records):
-        if record.problem_id is None:
-            raise RowError("a row without problem id", rule="rows are paired by problem id", remedy="mend or remove the unreadable rows")
-        outcome[record.problem_id] = is_right(record)
-    return outcome
+    rows = headline_rows(records)
+    nameless = [row for row in rows if row.problem_id is None]
+    if any(map(is_right, nameless)):
+        raise RowError("an answered row without problem id", rule="rows are paired by problem id", remedy="give every row its problem_id")
+    named: dict[int | str, bool] = {row.problem_id: is_right(row) for row in rows if row.problem_id is not None}
+    return named | {f"unreadable {index}": False for index in range(len(nameless))}
 
 
 def _grouped(rows: Sequence[AnswerRecord], key: Callable[[AnswerRecord], KeyT]) -> dict[KeyT, list[AnswerRecord]]:

@@ -23,7 +23,7 @@ def text(value: object) -> Html:
     return Html(html.escape(printable, quote=True))
 
 
-def el(name: str, *children: object, **attributes: object) -> Html:
+def el(name: str, /, *children: object, **attributes: object) -> Html:
     """`el("td", "<b>", class_="right")` -> `<td class="right">&lt;b&gt;</td>`. An attribute of None is left out, of True stands alone."""
     pairs = [(key.rstrip("_").replace("_", "-"), value) for key, value in attributes.items() if value is not None and value is not False]
     head = "".join(f" {key}" if value is True else f' {key}="{text(value)}"' for key, value in pairs)

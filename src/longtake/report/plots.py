@@ -32,7 +32,8 @@ STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "longtake",
     "text.parse_math": False,  # names from data may hold a dollar sign
-    "font.size": 10,
+    "font.size": 11,
+    "axes.formatter.limits": (-3, 4),
     "axes.edgecolor": STAND_INS["quiet"],
     "axes.labelcolor": STAND_INS["quiet"],
     "axes.linewidth": 0.8,
@@ -46,7 +47,7 @@ STYLE: Any = {
     "grid.color": STAND_INS["grid"],
     "grid.linewidth": 0.8,
     "legend.frameon": False,
-    "legend.fontsize": 9.5,
+    "legend.fontsize": 10.5,
 }
 Marker = Literal["o", "s", "D", "^", "v", "P"]
 
@@ -88,11 +89,11 @@ class Band:
 
 
 def line_chart(
-    series: Sequence[Series], *, x_label: str, percent: bool = False, zero: bool = False, log2: bool = False, title: str
+    series: Sequence[Series], *, x_label: str, percent: bool = False, zero: bool = False, log2: bool = False, width: int = 330, title: str
 ) -> Html:
     """Lines over steps (or frames, `log2`), with a legend when there are several."""
     with mpl.rc_context(STYLE):
-        figure, axes = _axes(380, 230)
+        figure, axes = _axes(width, 215 if width < 400 else 260)
         for line in series:
             _draw_line(axes, line)
         if log2:
@@ -114,12 +115,13 @@ def line_chart(
         return _svg(figure, title)
 
 
-def running_mean(values: Sequence[float], weight: float = 0.9) -> list[float]:
-    """Exponential mean with bias correction (Kingma and Ba 2015): the first value counts fully."""
-    smooth, total, mass = [], 0.0, 0.0
-    for value in values:
-        total, mass = weight * total + (1 - weight) * value, weight * mass + (1 - weight)
-        smooth.append(total / mass)
+def running_mean(values: Sequence[float], half_window: int) -> list[float]:
+    """Mean of each value and its neighbours on both sides: centred, so that a trend is not shown too late; shorter at the ends."""
+    smooth = []
+    for index in range(len(values)):
+        reach = min(half_window, index, len(values) - 1 - index)
+        window = values[index - reach : index + reach + 1]
+        smooth.append(sum(window) / len(window))
     return smooth
 
 
@@ -128,7 +130,7 @@ def _draw_line(axes: Axes, line: Series) -> None:
     values = line.ys
     if line.smooth and len(line.xs) >= 20:
         axes.plot(line.xs, line.ys, color=colour, alpha=0.25, linewidth=1)
-        values = running_mean(line.ys)
+        values = running_mean(line.ys, max(2, len(line.ys) // 25))
     marker = line.marker or ("o" if len(line.xs) < 20 else None)
     axes.plot(line.xs, values, color=colour, linestyle=style, linewidth=2, marker=marker, markersize=4.5, label=line.label)
     if line.low is not None and line.high is not None:
@@ -138,15 +140,15 @@ def _draw_line(axes: Axes, line: Series) -> None:
 def interval_chart(bars: Sequence[Bar], *, band: Band | None, title: str) -> Html:
     """Horizontal bars of accuracy with whiskers, the value beside each; first bar on top."""
     with mpl.rc_context(STYLE):
-        figure, axes = _axes(520, 46 * len(bars) + 50)
+        figure, axes = _axes(480, 44 * len(bars) + 56)
         places = range(len(bars))
-        axes.barh(places, [bar.value for bar in bars], height=0.56, color=[STAND_INS[bar.colour] for bar in bars], alpha=0.85)
+        axes.barh(places, [bar.value for bar in bars], height=0.56, color=[STAND_INS[bar.colour] for bar in bars], zorder=2)
         _whiskers(axes, [(place, bar) for place, bar in enumerate(bars)], horizontal=True)
         for place, bar in enumerate(bars):
-            axes.text(min(bar.high, 1.0) + 0.012, place, f"{100 * bar.value:.1f} %", va="center", fontsize=10.5, fontweight="bold")
+            axes.text(min(bar.high, 1.0) + 0.012, place, f"{100 * bar.value:.1f}\u00a0%", va="center", fontsize=11.5, fontweight="bold")
         if band is not None:
-            axes.axvspan(band.low, band.high, color=STAND_INS["quiet"], alpha=0.16, linewidth=0)
-            axes.text((band.low + band.high) / 2, -0.52, band.label, ha="center", va="bottom", fontsize=9, color=STAND_INS["quiet"])
+            axes.axvspan(band.low, band.high, color=STAND_INS["quiet"], alpha=0.16, linewidth=0, zorder=1)
+            axes.text((band.low + band.high) / 2, -0.52, band.label, ha="center", va="bottom", fontsize=10, color=STAND_INS["quiet"])
         axes.set_yticks(list(places), [bar.label for bar in bars], color=STAND_INS["ink"])
         axes.set_ylim(len(bars) - 0.5, -0.8 if band else -0.5)
         axes.set_xlim(0, max(1.0, *(bar.high + 0.1 for bar in bars)) if bars else 1)
@@ -159,12 +161,12 @@ def interval_chart(bars: Sequence[Bar], *, band: Band | None, title: str) -> Htm
 def grouped_chart(groups: Sequence[str], series: Sequence[tuple[str, str, Sequence[Bar | None]]], *, title: str) -> Html:
     """Vertical bars by group and series (label, colour, one bar per group), with whiskers."""
     with mpl.rc_context(STYLE):
-        figure, axes = _axes(400, 250)
+        figure, axes = _axes(440, 260)
         width = 0.8 / max(1, len(series))
         for index, (label, colour, bars) in enumerate(series):
             places = [group + (index - (len(series) - 1) / 2) * width for group in range(len(groups))]
             values = [bar.value if bar is not None else 0.0 for bar in bars]
-            axes.bar(places, values, width=0.88 * width, color=STAND_INS[colour], alpha=0.85, label=label)
+            axes.bar(places, values, width=0.88 * width, color=STAND_INS[colour], label=label)
             _whiskers(axes, [(place, bar) for place, bar in zip(places, bars, strict=True) if bar is not None], horizontal=False)
         axes.set_xticks(range(len(groups)), list(groups), color=STAND_INS["ink"])
         axes.set_ylim(0, min(1.0, 1.08 * max((bar.high for _, _, bars in series for bar in bars if bar is not None), default=1.0)))
@@ -178,7 +180,7 @@ def grouped_chart(groups: Sequence[str], series: Sequence[tuple[str, str, Sequen
 def stacked_chart(rows: Sequence[tuple[str, dict[str, float]]], colours: dict[str, str], *, unit: str, title: str) -> Html:
     """Horizontal stacked bars: one row per run, one colour per phase."""
     with mpl.rc_context(STYLE):
-        figure, axes = _axes(560, 40 * len(rows) + 95)
+        figure, axes = _axes(480, 38 * len(rows) + 105)
         starts = [0.0] * len(rows)
         for phase, colour in colours.items():
             values = [phases.get(phase, 0.0) for _, phases in rows]
@@ -206,12 +208,14 @@ def _axes(width: int, height: int) -> tuple[Figure, Axes]:
 def _whiskers(axes: Axes, bars: Iterable[tuple[float, Bar]], *, horizontal: bool) -> None:
     for place, bar in bars:
         ends, places = [bar.low, bar.high], [place, place]
-        axes.plot(*((ends, places) if horizontal else (places, ends)), color=STAND_INS["ink"], linewidth=1.6, solid_capstyle="round")
+        axes.plot(
+            *((ends, places) if horizontal else (places, ends)), color=STAND_INS["ink"], linewidth=1.6, solid_capstyle="round", zorder=3
+        )
 
 
 def _percent(axes: Axes, which: Literal["x", "y"]) -> None:
     axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}\u00a0%"))
 
 
 def _svg(figure: Figure, title: str) -> Html:

@@ -21,7 +21,7 @@ TRAININGS = ("sft", "sft_control", "rl", "sft_blind")
 TITLES = {
     "base": "Base",
     "sft": "SFT",
-    "sft_control": "SFT, continued",
+    "sft_control": "SFT continued",
     "rl": "SFT + RL",
     "blind": "Blind (no video)",
     "sft_blind": "Blind SFT (no video)",

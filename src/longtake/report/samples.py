@@ -1,0 +1,229 @@
+"""Sample questions: chosen by a stated rule, shown with frames, every stage's reasoning, and the rewards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from longtake.answers import parse_response
+from longtake.data.row_files import read_rows
+from longtake.errors import RowError
+from longtake.evaluation.records import AnswerRecord
+from longtake.evaluation.summary import headline_rows, is_right
+from longtake.report.markup import Html, el, join, table
+from longtake.report.read import TITLES, Evaluation, Run, TakeGroup, Training, as_dict, number
+from longtake.report.strips import strip
+from longtake.types import Row
+
+NUM_SAMPLES = 6
+MAX_TEXT_CHARS = 6000
+Answers = dict[str, AnswerRecord]
+"""Stage -> its record of one row."""
+
+
+@dataclass(frozen=True)
+class RowSource:
+    """Rows by problem id and the folder that their videos are in."""
+
+    root: Path
+    rows: dict[int, Row]
+
+
+NO_ROWS = RowSource(Path(), {})
+
+
+def read_row_source(path: Path, root: Path | None, notes: list[str]) -> RowSource:
+    """Rows of a file that may be absent: then there are no strips, and a note says so."""
+    if not path.is_file():
+        notes.append(f"{path} is not there: sample questions have no text and no frames.")
+        return NO_ROWS
+    try:
+        rows = [row for row in read_rows(path) if isinstance(row, Row)]
+    except RowError as error:
+        notes.append(f"Rows could not be read: {error}")
+        return NO_ROWS
+    return RowSource(root or path.parent, {row.problem_id: row for row in rows})
+
+
+def evaluation_rows(run: Run) -> RowSource:
+    """The rows that were evaluated: the pipeline's, or where an evaluation's configuration says."""
+    own = run.folder / "data" / "eval" / "rows.jsonl"
+    configs = [config for name, config in run.configs.items() if name.startswith("evaluation: ")]
+    return _named_rows(own, configs[0] if configs else {}, run.notes)
+
+
+def training_rows(training: Training, run: Run) -> RowSource:
+    """The rows a training saw: where its configuration says, else the pipeline's."""
+    return _named_rows(run.folder / "data" / "train" / "rows.jsonl", training.config or {}, run.notes)
+
+
+def _named_rows(own: Path, config: dict[str, Any], notes: list[str]) -> RowSource:
+    """Rows in the run folder; else those that the configuration names, if they are (still) there."""
+    data = as_dict(config.get("data"))
+    named, root = data.get("rows"), data.get("root")
+    if not own.is_file() and isinstance(named, str) and Path(named).is_file():
+        return read_row_source(Path(named), Path(root) if isinstance(root, str) else None, notes)
+    return read_row_source(own, None, notes)
+
+
+def by_problem(evaluations: Sequence[Evaluation]) -> dict[int, Answers]:
+    """Problem id -> stage -> record at the headline's number of frames."""
+    answers: dict[int, Answers] = {}
+    for evaluation in evaluations:
+        for record in headline_rows(evaluation.records):
+            if record.problem_id is not None:
+                answers.setdefault(record.problem_id, {})[evaluation.name] = record
+    return answers
+
+
+def choose(answers: dict[int, Answers], last: str, before: str | None) -> list[tuple[int, str]]:
+    """Problem ids with the reason of each: two gained, one lost, two right, one wrong; spread over categories, first id first.
+
+    No taste is involved: within a kind, the category shown least so far comes first, then the smallest problem id.
+    """
+
+    def outcome(record: Answers, stage: str | None) -> bool | None:
+        return is_right(record[stage]) if stage is not None and stage in record else None
+
+    kinds: list[tuple[str, int, Callable[[Answers], bool]]] = [
+        ("wrong before, right now", 2, lambda own: outcome(own, last) is True and outcome(own, before) is False),
+        ("right before, wrong now", 1, lambda own: outcome(own, last) is False and outcome(own, before) is True),
+        ("right", 2, lambda own: outcome(own, last) is True and outcome(own, before) is not False),
+        ("wrong", 1, lambda own: outcome(own, last) is False and outcome(own, before) is not True),
+    ]
+    chosen: list[tuple[int, str]] = []
+    shown: dict[str, int] = {}
+    for reason, count, fits in kinds:
+        for _ in range(count):
+            taken = {problem_id for problem_id, _ in chosen}
+            left = [problem_id for problem_id, own in answers.items() if problem_id not in taken and last in own and fits(own)]
+            if not left:
+                break
+            best = min(left, key=lambda problem_id: (shown.get(answers[problem_id][last].category, 0), problem_id))
+            shown[answers[best][last].category] = shown.get(answers[best][last].category, 0) + 1
+            chosen.append((best, reason))
+    return chosen[:NUM_SAMPLES]
+
+
+def sample(problem_id: int, reason: str, own: Answers, source: RowSource) -> Html:
+    """One question with its frames and what each stage made of it."""
+    row = source.rows.get(problem_id)
+    record = next(iter(own.values()))
+    head = el("header", el("h3", f"Question {problem_id}"), pill(record.category), pill(reason, "plain"))
+    question = (
+        _question(row.problem, record.answer)
+        if row is not None
+        else el("p", "The text of this row is not in the run folder.", class_="note")
+    )
+    frames = strip(source.root, row.videos) if row is not None else None
+    return el("article", head, frames, question, join(_stage_answer(name, answer) for name, answer in own.items()), class_="card sample")
+
+
+def _question(problem: str, key: str) -> Html:
+    """The question as it was asked; the option of the key is marked."""
+    lines = problem.split("\n")
+    marked = [
+        el("li", line, el("span", " (key)"), class_="key") if _is_option(line, key) else el("li", line)
+        for line in lines[1:]
+        if line.strip()
+    ]
+    key_line = None if any(_is_option(line, key) for line in lines[1:]) else el("p", f"Key: {key}", class_="key")
+    return el("div", el("p", lines[0], class_="asked", dir="auto"), el("ul", join(marked), class_="options") if marked else None, key_line)
+
+
+def _is_option(line: str, letter: str) -> bool:
+    return len(letter) == 1 and line.strip().startswith((f"{letter}.", f"{letter})", f"({letter})"))
+
+
+def _stage_answer(name: str, record: AnswerRecord) -> Html:
+    """One stage: verdict and answer in the open, reasoning folded away."""
+    right = is_right(record)
+    told = "no answer" if record.predicted is None else record.predicted
+    line = [
+        el("strong", TITLES.get(name, name), class_=f"stage {name}"),
+        el("span", "right" if right else "wrong", class_="right" if right else "wrong"),
+        el("span", "answer ", el("b", cut(told, 120), dir="auto")),
+        el("span", _rewards(record), class_="quiet"),
+    ]
+    if record.failure is not None:
+        return el(
+            "div", el("p", *line, class_="verdict"), el("p", f"{record.failure}: {record.failure_message}", class_="note"), class_="answer"
+        )
+    if not record.text:
+        return el("div", el("p", *line, class_="verdict"), class_="answer")
+    return el("details", el("summary", *line, class_="verdict"), response(record.text), class_="answer")
+
+
+def _rewards(record: AnswerRecord) -> str:
+    if record.well_formed is None:
+        return "scored by letter log-probs, nothing generated"
+    return f"accuracy {int(is_right(record))}, format {int(record.well_formed)}, {record.response_tokens} tokens"
+
+
+def response(text: str) -> Html:
+    """The reasoning as prose when the response has the asked format, else the response as it is."""
+    parsed = parse_response(text)
+    if parsed.think is not None and parsed.answer is not None:
+        return el("p", cut(parsed.think), class_="reasoning", dir="auto")
+    return el("pre", cut(text), class_="reasoning", dir="auto")
+
+
+def take_group(group: TakeGroup, source: RowSource) -> Html:
+    """The takes of one prompt: what RL compares within a step."""
+    row = source.rows.get(group.problem_id) if group.problem_id is not None else None
+    head = el("header", el("h3", f"Step {group.step}, question {group.problem_id}"), pill(f"{len(group.takes)} takes", "plain"))
+    question = None if row is None else join([strip(source.root, row.videos), _question(row.problem, _key(row))])
+    names = sorted({name for take in group.takes for name in _named(take)})
+    rows = [_take_row(index, take, names) for index, take in enumerate(group.takes)]
+    figures = table(("take", "reward", "advantage", *names, "tokens", "ended by", "largest |sampler - policy|"), rows)
+    texts = [
+        el("details", el("summary", f"Take {index}: reward {_figure(take.get('total_reward'))}"), response(str(take.get("text", ""))))
+        for index, take in enumerate(group.takes)
+    ]
+    return el("article", head, question, figures, join(texts), class_="card sample")
+
+
+def _key(row: Row) -> str:
+    return row.answer.removeprefix("<answer>").removesuffix("</answer>").strip()
+
+
+def _take_row(index: int, take: dict[str, Any], names: list[str]) -> list[object]:
+    rewards = _named(take)
+    tokens = take.get("token_ids")
+    length = len(tokens) if isinstance(tokens, list) else None
+    shown = [
+        _figure(take.get("total_reward")),
+        _figure(take.get("advantage"), signed=True),
+        *(_figure(rewards.get(name)) for name in names),
+    ]
+    return [index, *shown, length, take.get("finish_reason"), _mismatch(take)]
+
+
+def _mismatch(take: dict[str, Any]) -> str:
+    """Largest difference of log-probs over the take's tokens."""
+    sampler, policy = take.get("sampler_logprobs"), take.get("policy_logprobs")
+    if not isinstance(sampler, list) or not isinstance(policy, list) or len(sampler) != len(policy) or not sampler:
+        return "not logged"
+    pairs = [(number(one), number(other)) for one, other in zip(sampler, policy, strict=True)]
+    return f"{max((abs(one - other) for one, other in pairs if one is not None and other is not None), default=0.0):.1e}"
+
+
+def _named(take: dict[str, Any]) -> dict[str, Any]:
+    rewards = take.get("rewards")
+    return rewards if isinstance(rewards, dict) else {}
+
+
+def _figure(value: object, *, signed: bool = False) -> str:
+    figure = number(value)
+    return "" if figure is None else f"{figure:+.2f}" if signed else f"{figure:.2f}"
+
+
+def pill(label: str, kind: str = "") -> Html:
+    return el("span", label, class_=f"pill {kind}".strip())
+
+
+def cut(text: str, limit: int = MAX_TEXT_CHARS) -> str:
+    """A long text says how much of it is not shown."""
+    return text if len(text) <= limit else f"{text[:limit]} ... ({len(text) - limit} more characters)"

@@ -85,6 +85,9 @@ def test_tensorboard_holds_the_same_numbers_and_a_resume_does_not_double_them(tm
     with MetricsLog(tmp_path, ObserveConfig(), resume_at=1) as log:
         log.log(2, {"reward/total": 8.0})
     assert scalars(tmp_path, "reward/total") == [(1, 0.25), (2, 8.0)]
+    with MetricsLog(tmp_path, ObserveConfig()) as log:  # killed before its first checkpoint: begins anew
+        log.log(1, {"reward/total": 9.0})
+    assert scalars(tmp_path, "reward/total") == [(1, 9.0)]
 
 
 @pytest.mark.parametrize(("package", "key"), [("wandb", "wandb_project"), ("trackio", "trackio_project")])

@@ -78,3 +78,17 @@ def test_live_line_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     out, err = capsys.readouterr()
     assert out == ""
     assert "encode [2]" in err and "2/4" in err and "tokens 7" in err
+
+
+def test_one_live_line_inside_another(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A validation shows its own progress while that of the training is alive; needs rich >= 14.1."""
+    from longtake.observe import progress as module
+
+    monkeypatch.setattr(module, "CONSOLE", module.Console(stderr=True, force_terminal=True, width=120))
+    with Progress("rl", total=2) as outer:
+        with Progress("validation", total=5) as inner:
+            inner.advance(5)
+        say("a line between")
+        outer.advance(2)
+    err = capsys.readouterr().err
+    assert "5/5" in err and "2/2" in err and "a line between" in err

@@ -125,13 +125,14 @@ def make_sinks(run_dir: Path, observe: ObserveConfig, resume_at: int | None) -> 
 
 
 class TensorBoardSink:
-    """Event files. On resume TensorBoard hides what an earlier run logged after the step."""
+    """Event files. TensorBoard hides what an earlier run logged after the step we resume at."""
 
     def __init__(self, log_dir: Path, resume_at: int | None) -> None:
         # Late import: it costs a second and loads torch, which nothing else in this room needs.
         from torch.utils.tensorboard import SummaryWriter
 
-        purge_step = None if resume_at is None else resume_at + 1
+        # Events after this step are hidden; 0 for a fresh start, since a run killed before its first checkpoint begins anew in its folder.
+        purge_step = 0 if resume_at is None else resume_at + 1
         self._writer: Any = SummaryWriter(log_dir=str(log_dir), purge_step=purge_step)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:

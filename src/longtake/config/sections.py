@@ -307,5 +307,9 @@ class ValidationConfig(Section):
     """The first usable rows; always the same."""
     every: int = Field(default=25, ge=1)
     """Steps between validations."""
+    max_new_tokens: int = Field(default=1024, ge=1)
+    """Longest answer."""
+    max_rows: int = Field(default=128, ge=1)
+    """Answers decoded together."""
     patience: int | None = Field(default=None, ge=1)
     """SFT only: stop after this many validations without a new best."""

@@ -30,10 +30,11 @@ def test_clock(seconds: float, text: str) -> None:
 
 
 def run(monkeypatch: pytest.MonkeyPatch, **options: object) -> None:
-    """100 units of one second each."""
+    """100 units of one second each, towards 1100 or 100."""
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    with Progress("rl", total=100, **options) as progress:  # type: ignore[arg-type]
+    total = 1100 if "done" in options else 100
+    with Progress("rl", total=total, **options) as progress:  # type: ignore[arg-type]
         for _ in range(100):
             now[0] += 1.0
             progress.advance(reward=0.75)
@@ -49,6 +50,11 @@ def test_plain_lines_are_few_and_on_stderr(monkeypatch: pytest.MonkeyPatch, caps
         "rl: 90/100  1.0 s each  0:00:10 left  reward 0.75",
         "rl: 100/100  1.0 s each  0:01:40 taken  reward 0.75",
     ]
+
+
+def test_units_of_an_earlier_run_do_not_count_in_the_rate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    run(monkeypatch, done=900, plain_every_s=50.0)
+    assert capsys.readouterr().err.splitlines()[0] == "rl: 950/1100  1.0 s each  0:02:30 left  reward 0.75"
 
 
 def test_disabled_prints_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -107,6 +107,6 @@ def test_a_failed_export_leaves_nothing(new_model, tmp_path: Path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("longtake.training.export.shutil.copyfile", fail)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(PathError, match="No space left"):
         export_model(model, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

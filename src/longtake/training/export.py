@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from longtake.errors import ModelError, PathError
+from longtake.models.quiet import no_library_progress
 from longtake.training.trainable import lora_layers
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def export_model(model: Model, out: Path, source: Path | None = None) -> Path:
 
     `source` is the checkpoint directory the model was loaded from (None: what transformers remembers of it). Written beside its
     place and renamed: `out` is whole or absent.
-    Raises PathError when `out` exists and is not an empty folder, ModelError when `source` has no tokenizer.
+    Raises PathError when `out` exists and is not an empty folder or cannot be written, ModelError when `source` has no tokenizer.
     """
     _refuse_occupied(out)
     source = source or Path(model.hf.name_or_path)
@@ -38,14 +39,21 @@ def export_model(model: Model, out: Path, source: Path | None = None) -> Path:
             rule="the tokenizer and processors of the base go into an export",
             remedy="give the checkpoint directory the run was started from",
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
     part = out.parent / f".{out.name}-{uuid.uuid4().hex}"
     try:
-        model.hf.save_pretrained(part, state_dict=merged_weights(model), max_shard_size="5GB")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with no_library_progress():
+            model.hf.save_pretrained(part, state_dict=merged_weights(model), max_shard_size="5GB")
         for name in BESIDE_THE_WEIGHTS:
             if (source / name).is_file():
                 shutil.copyfile(source / name, part / name)
         part.rename(out)
+    except OSError as error:
+        raise PathError(
+            f"the export could not be written to {out}: {error}",
+            rule="an export is whole or absent",
+            remedy="free some disk space or choose a folder you may write to",
+        ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return out
@@ -64,7 +72,7 @@ def merged_weights(model: Model) -> dict[str, torch.Tensor]:
             state[name.replace(".base_layer.", ".")] = tensor
     for name, layer in adapted.items():
         weight = state[f"{name}.weight"]
-        delta = layer.get_delta_weight(layer.active_adapters[0])
+        delta = layer.get_delta_weight(layer.active_adapters[0])  # type: ignore[attr-defined]  # of every subclass for linears
         state[f"{name}.weight"] = (weight.float() + delta.float()).to(weight.dtype)
     return state
 

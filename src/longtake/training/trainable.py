@@ -12,6 +12,7 @@ from peft import LoraConfig as PeftLoraConfig
 from peft import inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
+from transformers import PreTrainedModel
 
 from longtake.errors import ConfigError
 
@@ -50,14 +51,16 @@ def choose_trainable(model: Model, config: ModelConfig, seed: int = 0) -> dict[s
     return trainable_parameters(model)
 
 
-def language_model(model: Model) -> nn.Module:
+def language_model(model: Model) -> PreTrainedModel:
     """The decoder, embeddings included."""
-    return model.hf.model.language_model
+    decoder: PreTrainedModel = model.hf.model.language_model
+    return decoder
 
 
 def vision_tower(model: Model) -> nn.Module:
     """The vision tower, its projector (merger) included."""
-    return model.hf.model.visual
+    tower: nn.Module = model.hf.model.visual
+    return tower
 
 
 def trainable_parameters(model: Model) -> dict[str, nn.Parameter]:
@@ -117,7 +120,11 @@ def _add_adapters(decoder: nn.Module, config: LoraConfig, seed: int) -> None:
             remedy=f"choose from {sorted(linears)}",
         )
     settings = PeftLoraConfig(
-        r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=list(config.target_modules), bias="none"
+        r=config.rank,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]  # peft only divides it by the rank
+        lora_dropout=config.dropout,
+        target_modules=list(config.target_modules),
+        bias="none",
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)

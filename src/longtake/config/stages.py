@@ -253,20 +253,22 @@ class ExportConfig(Section):
 class BenchDecodeConfig(Section):
     """`longtake bench decode`: uniform frames of a long file, our planned seeking against decoding everything."""
 
-    seconds: float = Field(default=3600.0, gt=0)
-    """Duration of the file that is made for the measurement."""
-    fps: float = Field(default=30.0, gt=0)
+    folder: Path = Path("runs/bench")
+    """Where the measured file is made; used again when it exists."""
+    seconds: int = Field(default=3600, ge=1)
+    """Duration of the file."""
+    fps: int = Field(default=30, ge=1)
     """Frames per second of the file."""
     height: int = Field(default=360, ge=56)
-    """Height of its frames in pixels; 16:9."""
+    """Height of its frames in pixels."""
+    width: int = Field(default=640, ge=56)
+    """Width of its frames in pixels."""
     gop_s: float = Field(default=2.0, gt=0)
     """Seconds between keyframes."""
-    frames: int = Field(default=512, ge=1)
+    frames: int = Field(default=512, ge=2)
     """Frames wanted, uniform over the file."""
     threads: int = Field(default=1, ge=1)
     """Decoder threads, the same for both ways."""
-    seed: int = Field(default=0, ge=0)
-    """Seed of the world the file shows."""
     as_json: bool = False
     """Print the result as JSON on stdout; on the command line `--json`."""
 

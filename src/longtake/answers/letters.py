@@ -28,27 +28,39 @@ def read_letter(text: str, options: Sequence[Option]) -> str | None:
     Read are a letter alone (`B`, `b`, `(B)`, `B.`, `\\boxed{B}`), a letter with its option's text (`B) blue`), both after words
     like `The answer is` or `option`, and an option's full text (`blue`). `A or B`, `A, B`, `not B` and `B) red` where red is A are None.
     """
-    if len(text) > MAX_ANSWER_CHARS:
+    whole = unicodedata.normalize("NFKC", text[: MAX_ANSWER_CHARS + 1]).strip()
+    if len(text) > MAX_ANSWER_CHARS or len(whole) > MAX_ANSWER_CHARS:
         return None
-    whole = unicodedata.normalize("NFKC", text).strip()
     inner = WRAPPERS.sub(" ", whole).strip(" \n\t'\u2018\u2019")
     letters = {option.letter.upper(): option.text for option in options}
     if inner.upper() in letters:
         return inner.upper()
-    for candidate in (whole, inner, strip_lead(inner)):
-        if named := letter_of_text(candidate, options):
+    candidates = (whole, inner, strip_lead(inner))
+    for candidate in candidates:
+        if named := letter_of_text(candidate, options, (fold,)):
+            return named
+    for candidate in candidates[1:]:  # `A. blue` is a letter with a text, never the text "a blue"
+        if starts_with_letter_and_mark(candidate, letters):
+            return leading_letter(candidate, letters)
+    for candidate in candidates:
+        if named := letter_of_text(candidate, options, (partial(normalise, drop_articles=False), normalise)):
             return named
     return leading_letter(inner, letters) or leading_letter(strip_lead(inner), letters)
 
 
-def letter_of_text(text: str, options: Sequence[Option]) -> str | None:
-    """The letter of the only option whose text this is: to the letter first, then with articles, then without."""
-    spellings: tuple[Callable[[str], str], ...] = (fold, partial(normalise, drop_articles=False), normalise)
+def letter_of_text(text: str, options: Sequence[Option], spellings: Sequence[Callable[[str], str]]) -> str | None:
+    """The letter of the only option whose text this is, in the first of the spellings in which there is any."""
     for spelling in spellings:
-        named = [option.letter.upper() for option in options if spelling(text) and spelling(option.text) == spelling(text)]
+        spelled = spelling(text)
+        named = [option.letter.upper() for option in options if spelled and spelling(option.text) == spelled]
         if named:
             return named[0] if len(named) == 1 else None
     return None
+
+
+def starts_with_letter_and_mark(text: str, letters: dict[str, str]) -> bool:
+    match = LETTER.match(text)
+    return match is not None and match.group(1).upper() in letters and DELIMITER.match(text, match.end()) is not None
 
 
 def leading_letter(text: str, letters: dict[str, str]) -> str | None:

@@ -1,8 +1,9 @@
 """Comparing numbers: plain ones by exact fractions, LaTeX ones by math-verify behind a grammar that bounds its time.
 
 math-verify's reader of plain expressions calls sympy's `parse_expr`, which is Python's `eval`: it never sees any text from here.
-Only its LaTeX reader (an ANTLR grammar) is used, and only on strings of the few symbols below, with one small exponent at most:
-its own timeouts are signals, which work in no thread but the main one, so the input is bounded instead.
+Only its LaTeX reader (an ANTLR grammar) is used, and only on short strings of the few symbols below: sympy still turns each literal
+into a number through that same function, but all that can reach it there is digits and a point. One small exponent and a few brackets
+at most bound the time: math-verify's own timeouts are signals, which work in no thread but the main one.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from math_verify import LatexExtractionConfig, parse, verify
 from longtake.answers.texts import fold, strip_lead
 
 MAX_NUMBER_CHARS = 80
+MAX_BRACKETS = 8
+"""The grammar's time grows steeply with nesting: measured 1 s at 80."""
 RELATIVE_TOLERANCE = Fraction(1, 10**6)
 """Decimals may be rounded to six digits; whole numbers must be equal."""
 
@@ -98,4 +101,5 @@ def same_latex(a: str, b: str) -> bool:
 
 
 def bounded_latex(text: str) -> bool:
-    return 0 < len(text) <= MAX_NUMBER_CHARS and text.count("^") <= 1 and LATEX.fullmatch(text) is not None
+    few = text.count("^") <= 1 and text.count("{") + text.count("(") <= MAX_BRACKETS
+    return 0 < len(text) <= MAX_NUMBER_CHARS and few and LATEX.fullmatch(text) is not None

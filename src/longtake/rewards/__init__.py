@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,8 +13,6 @@ from longtake.config.sections import OverlongConfig, RewardConfig
 from longtake.errors import ConfigError
 from longtake.rewards.functions import RewardFunction, call_function, load_function
 from longtake.types import Example, Take
-
-BUILT_IN = ("accuracy", "format", "overlong")
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +37,7 @@ class Rewards:
     """
 
     def __init__(self, config: RewardConfig, max_new_tokens: int, overlong: OverlongConfig | None = None) -> None:
-        """Raises ConfigError (names, weights, lengths) or RewardError (a function that cannot be loaded)."""
+        """Raises ConfigError (weights, lengths; names are checked by RewardConfig) or RewardError (a function that cannot be loaded)."""
         check_config(config, max_new_tokens, overlong)
         self.functions: dict[str, RewardFunction] = {name: load_function(spec) for name, spec in config.functions.items()}
         self.max_new_tokens, self.overlong = max_new_tokens, overlong
@@ -78,15 +75,12 @@ def overlong_reward(num_tokens: int, max_new_tokens: int, cache_tokens: int) -> 
 
 
 def check_config(config: RewardConfig, max_new_tokens: int, overlong: OverlongConfig | None) -> None:
-    known = [*BUILT_IN, *config.functions]
-    problems = [f"weight for unknown reward {name!r}" for name in config.weights if name not in known]
-    problems += [f"weight {weight} of {name!r}" for name, weight in config.weights.items() if not math.isfinite(weight)]
-    problems += [f"function {name!r} has the name of a built-in reward" for name in config.functions if name in BUILT_IN]
-    problems += [f"function {name!r} has no weight" for name in config.functions if name not in config.weights]
+    """What RewardConfig cannot check by itself. Raises ConfigError with all problems at once."""
+    problems = [f"function {name!r} has no weight" for name in config.functions if name not in config.weights]
     if overlong is None and config.weights.get("overlong"):
         problems.append("weight for 'overlong' without algorithm.overlong")
     if overlong is not None and overlong.cache_tokens > max_new_tokens:
         problems.append(f"overlong.cache_tokens {overlong.cache_tokens} > max_new_tokens {max_new_tokens}")
     if problems:
-        rule = f"known rewards are {', '.join(known)}; each function has a finite weight (0: only logged)"
+        rule = "each function has a weight (0: only logged); overlong needs its section, with a zone inside the longest response"
         raise ConfigError("; ".join(problems), rule=rule, remedy="mend rewards.weights, rewards.functions or algorithm.overlong")

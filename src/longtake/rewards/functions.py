@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import math
 from collections.abc import Callable
+from numbers import Real
 from pathlib import Path
 from types import ModuleType
 
@@ -15,6 +15,8 @@ from longtake.types import Example
 RewardFunction = Callable[[Example, str], float]
 """(checked row, text of the response without special tokens) -> a finite number; bool counts as 0 or 1."""
 
+MAX_REWARD = 1e30
+"""Larger ones would be inf in float32."""
 RULE = "a reward function is `path/to/file.py:function` or `module:function`, called as function(example, response_text) -> float"
 
 
@@ -30,7 +32,7 @@ def load_function(spec: str) -> RewardFunction:
     function = getattr(module, name, None)
     if not callable(function):
         raise RewardError(f"reward function {spec!r}: {place} has no function {name}", rule=RULE, remedy="check the name")
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 def load_file(path: Path, spec: str) -> ModuleType:
@@ -66,7 +68,8 @@ def call_function(name: str, function: RewardFunction, example: Example, text: s
     except Exception as error:  # a user's function may raise anything; a wrong reward must not pass for a low one
         given = f"{where}: {type(error).__name__}: {error}"
         raise RewardError(given, rule="a reward function returns a number for every response", remedy="mend the function") from error
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        shown = repr(value)[:80]
+    if not isinstance(value, Real) or not abs(value) <= MAX_REWARD:  # nan compares false
+        # Python refuses to print a huge int
+        shown = f"a number beyond {MAX_REWARD:g}" if isinstance(value, Real) and value == value else repr(value)[:80]
         raise RewardError(f"{where} returned {shown}", rule="a reward is a finite int, float or bool", remedy="mend the function")
     return float(value)

@@ -7,7 +7,8 @@ the file for a target before it). Targets come sorted and the file is walked onc
    the next packet anyway, just go on; if it lies behind, keep decoding.
 2. Read packets (without decoding) until one with dts > target: pts >= dts, so no later packet can be shown by then. The wanted
    frame is the one with the largest pts <= target among them, whatever the order of B-frames.
-3. Feed the decoder up to that packet, in decode order, and no further.
+3. Feed the decoder up to that packet, in decode order, and no further; frames on the way that no other frame refers to are left out
+   by the decoder (`skip_frame`).
 
 Before a seek and at the end the decoder is drained, which gives out the frames it holds back for reordering without feeding it more.
 So a target costs at most min(gap since the last fed packet, distance from its keyframe) frames, both in decode order.
@@ -169,6 +170,7 @@ def _checked(source: Source, sink: _Sink, frames: list[VideoFrame], from_pts: in
 
 def _decode_in_sequence(source: Source, targets: list[int], sink: _Sink) -> None:
     """The obvious way: every frame from the start, until the last target has its frame."""
+    source.stream.codec_context.skip_frame = "DEFAULT"
     first = source.keyframes.at(0)
     source.container.seek(first.dts, stream=source.stream)
     shown: VideoFrame | None = None
@@ -288,6 +290,8 @@ class _Walk:
         assert packet.pts is not None and packet.dts is not None
         self.fed_dts = packet.dts
         self.fed_pts.add(packet.pts)
+        needed = packet.is_keyframe or (bool(self.waiting) and packet.pts == self.waiting[-1][1])
+        self.source.stream.codec_context.skip_frame = "DEFAULT" if needed else "NONREF"
         self._take(packet.decode())
 
     def _take(self, frames: list[VideoFrame]) -> None:

@@ -10,8 +10,6 @@ What guards the opening (each has a hostile file in the tests):
 
 from __future__ import annotations
 
-import os
-import stat
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,7 +28,8 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from longtake.config.sections import VideoLimits
-from longtake.errors import VideoDamagedError, VideoEmptyError, VideoMissingError, VideoNoStreamError
+from longtake.errors import PathError, VideoDamagedError, VideoEmptyError, VideoMissingError, VideoNoStreamError
+from longtake.video.paths import open_regular
 from longtake.video.scan import REENCODE, REPLACE, KeyframeIndex, Tally, limit_error, scan
 
 DEMUXERS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,mp3,wav,flac,aac"
@@ -88,7 +87,7 @@ class Source:
 @contextmanager
 def open_source(path: Path, limits: VideoLimits, threads: int = 1) -> Iterator[Source]:
     """Open and scan a video file. Raises one `VideoError` of the right kind, also for what FFmpeg raises inside the block."""
-    with _open_regular(path, limits) as (file, size_bytes), ffmpeg_errors_as_damage(path):
+    with _open_video(path, limits) as (file, size_bytes), ffmpeg_errors_as_damage(path):
         container = _open_container(file, limits)
         try:
             stream = _pick_stream(path, container)
@@ -116,25 +115,16 @@ def ffmpeg_errors_as_damage(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _open_regular(path: Path, limits: VideoLimits) -> Iterator[tuple[BinaryIO, int]]:
-    rule = "a video is a regular file that can be read"
-    try:  # O_NONBLOCK: opening a FIFO must not wait for a writer
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise VideoMissingError(f"{path}: {reason}", rule=rule, remedy="correct the path or its permissions") from error
+def _open_video(path: Path, limits: VideoLimits) -> Iterator[tuple[BinaryIO, int]]:
     try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise VideoMissingError(f"{path}: not a regular file", rule=rule, remedy="give the path of a video file")
-        if status.st_size == 0:
-            raise VideoEmptyError(f"{path}: 0 bytes", rule="a video has at least one frame", remedy=REPLACE)
-        if status.st_size > limits.max_bytes:
-            raise limit_error(path, f"{status.st_size} bytes", "max_bytes", limits.max_bytes)
-        with os.fdopen(descriptor, "rb", buffering=0, closefd=False) as file:
+        with open_regular(path) as (file, status):
+            if status.st_size == 0:
+                raise VideoEmptyError(f"{path}: 0 bytes", rule="a video has at least one frame", remedy=REPLACE)
+            if status.st_size > limits.max_bytes:
+                raise limit_error(path, f"{status.st_size} bytes", "max_bytes", limits.max_bytes)
             yield file, status.st_size
-    finally:
-        os.close(descriptor)
+    except PathError as error:
+        raise VideoMissingError(error.given, rule=error.rule, remedy=error.remedy) from error
 
 
 def _refuse_nested_open(*_args: object, **_kwargs: object) -> NoReturn:

@@ -22,6 +22,12 @@ class ChatTokenizer:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        if not tokenizer.chat_template:
+            raise ModelError(
+                f"{tokenizer.name_or_path} has no chat template",
+                rule="prompts are rendered by the checkpoint's own chat template",
+                remedy="use the instruction-tuned checkpoint, or add its chat_template.jinja",
+            )
         self._tokenizer = tokenizer
         self._plain = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self._plain.encode_special_tokens = True  # the library's name for: special tokens in a text are encoded as text
@@ -32,17 +38,23 @@ class ChatTokenizer:
         return list(self._plain.encode(text, add_special_tokens=False).ids)
 
     def token_ids(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[int]:
-        """Raises ModelError when the template alters the texts it is given (it cannot then be told what the template wrote)."""
+        """Raises ModelError when the template drops or alters a text (it could not be told what the template wrote and what the user)."""
         texts = [message.text for message in messages]
-        marks = [f"\ue000{index}\ue001" for index in range(len(texts))]
+        marks = [f"\ue000{index}\ue001" for index in range(len(texts))]  # private-use characters: no template writes them
         marked = self._render(messages, marks, add_generation_prompt)
         ids: list[int] = []
         for piece in self._cut.split(marked):
             if piece in self._special:
                 ids.append(self._special[piece])
             elif piece:
-                ids += self.text_ids(re.sub("\ue000([0-9]+)\ue001", lambda match: texts[int(match[1])], piece))
-        self._check_faithful(marked, texts, self._render(messages, texts, add_generation_prompt))
+                ids += self.text_ids(_filled(piece, texts))
+        written_once = all(marked.count(mark) == 1 for mark in marks)
+        if not written_once or _filled(marked, texts) != self._render(messages, texts, add_generation_prompt):
+            raise ModelError(
+                "a chat template that drops or changes the texts of messages",
+                rule="the template writes each text once, exactly as it is given",
+                remedy="remove filters such as `trim` from the checkpoint's chat template",
+            )
         return ids
 
     def _render(self, messages: Sequence[Message], texts: Sequence[str], add_generation_prompt: bool) -> str:
@@ -51,14 +63,9 @@ class ChatTokenizer:
         assert isinstance(rendered, str)
         return rendered
 
-    @staticmethod
-    def _check_faithful(marked: str, texts: Sequence[str], rendered: str) -> None:
-        if re.sub("\ue000([0-9]+)\ue001", lambda match: texts[int(match[1])], marked) != rendered:
-            raise ModelError(
-                "a chat template that changes the texts of messages",
-                rule="the template writes each text exactly as it is given",
-                remedy="remove filters such as `trim` from the checkpoint's chat template",
-            )
+
+def _filled(marked: str, texts: Sequence[str]) -> str:
+    return re.sub("\ue000([0-9]+)\ue001", lambda match: texts[int(match[1])], marked)
 
 
 def _as_dict(message: Message, text: str) -> dict[str, object]:

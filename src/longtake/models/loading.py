@@ -42,11 +42,11 @@ def _model_type(path: Path) -> str:
             rule="a checkpoint directory has a config.json with a model_type",
             remedy="give the directory that holds config.json and *.safetensors",
         ) from error
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ModelError(
             f"{path} is of model_type {model_type!r}", rule=f"supported: {', '.join(FAMILIES)}", remedy="use one of these families"
         )
-    return str(model_type)
+    return model_type
 
 
 def _check_safetensors(path: Path) -> None:

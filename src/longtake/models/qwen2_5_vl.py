@@ -215,7 +215,20 @@ def load(path: Path, config: ModelConfig) -> Qwen2_5VL:
     wrong = [f"{len(info[kind])} {kind.replace('_', ' ')}" for kind in ("missing_keys", "mismatched_keys", "error_msgs") if info[kind]]
     if wrong:  # transformers would go on with random weights in their place
         raise _unusable(path, f"{', '.join(wrong)} in its weights, e.g. {_first(info)}")
+    fault = _tokenizer_fault(hf, tokenizer)
+    if fault:  # without its files transformers makes an empty tokenizer
+        raise _unusable(path, fault)
     return Qwen2_5VL(hf.to(device).eval(), tokenizer, video_processor, train_vision=config.train_vision)
+
+
+def _tokenizer_fault(hf: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> str:
+    config: Any = hf.config
+    vocabulary = tokenizer.get_vocab()
+    if vocabulary.get("<|video_pad|>") != config.video_token_id or tokenizer.eos_token_id is None:
+        return f"its tokenizer of {len(vocabulary)} tokens has no <|video_pad|> with id {config.video_token_id}, or no end token"
+    if max(vocabulary.values()) >= hf.lm_head.out_features:
+        return f"its tokenizer has more tokens than the {hf.lm_head.out_features} the model knows"
+    return ""
 
 
 def _unusable(path: Path, reason: str) -> ModelError:

@@ -8,6 +8,7 @@ digit is one piece), so whatever reads the published directories reads this one.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,8 @@ SPECIAL_TOKENS = (
 
 FORMAT_TOKENS = ("<think>", "</think>", "<answer>", "</answer>")
 """One token each, but NOT special: decoding without special tokens must keep them, the rewards read them."""
+
+_TAGS = re.compile("|".join(re.escape(token) for token in (*SPECIAL_TOKENS, *FORMAT_TOKENS)))
 
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
@@ -108,7 +111,9 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int = TinySizes.vocab_size
         show_progress=False,
     )
     roles = ["user", "assistant", "system"] * 100  # in every prompt: one token each
-    backend.train_from_iterator([*texts, *roles], trainer=trainer)
+    # What follows a tag is the start of a piece when encoding, so it is one when training too.
+    pieces = [piece for text in texts for piece in _TAGS.split(text)]
+    backend.train_from_iterator([*pieces, *roles], trainer=trainer)
     trained = json.loads(backend.to_str())["model"]
     merges: Any = [tuple(merge) for merge in trained["merges"]]
     return _family_tokenizer(trained["vocab"], merges)

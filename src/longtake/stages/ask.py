@@ -42,7 +42,7 @@ def run(config: AskConfig) -> None:
 
 def example_of(config: AskConfig) -> Example:
     subtitles = "\n".join(cue.text for cue in read_srt(regular_file(config.subtitles))) if config.subtitles else None
-    options = parse_options(config.question)
+    options = parse_options(config.question, "the question")
     return Example(0, config.question, options, "", "letter" if options else "text", "general", "", None, subtitles, None)
 
 

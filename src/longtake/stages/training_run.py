@@ -19,6 +19,7 @@ from typing import Self
 import torch
 
 from longtake.config.load import dump_config
+from longtake.config.meta import run_meta
 from longtake.config.sections import RolloutConfig
 from longtake.config.stages import RlConfig, SftConfig
 from longtake.data.rows import check_failures, read_examples
@@ -85,12 +86,11 @@ class TrainingRun:
         self.optimizer: Optimizer = build_optimizer(self.model, self.config.optimizer, total_steps)
         self.resumed = self._resume()
         self.config.out.mkdir(parents=True, exist_ok=True)
-        (self.config.out / "config.json").write_text(dump_config(self.config, {"stage": self.kind}))
+        (self.config.out / "config.json").write_text(dump_config(self.config, run_meta() | {"stage": self.kind}))
         self.metrics = MetricsLog(self.config.out, self.config.observe, resume_at=self.step if self.resumed else None)
         counts = parameter_counts(self.model)
-        say(
-            f"{self.kind}: {counts['trainable']:,} of {counts['total']:,} parameters train; {len(self.examples)} rows, {len(self.failures)} failed"
-        )
+        rows = f"{len(self.examples)} rows, {len(self.failures)} failed"
+        say(f"{self.kind}: {counts['trainable']:,} of {counts['total']:,} parameters train; {rows}")
         return self
 
     def _resume(self) -> bool:

@@ -153,7 +153,7 @@ def test_files_that_cannot_be_loaded(tmp_path: Path, body: str) -> None:
 
 
 def test_unknown_reward_names_are_refused_with_the_known_ones() -> None:
-    with pytest.raises(ValidationError, match="accuracy.*format.*overlong"):
+    with pytest.raises(ValidationError, match=r"accuracy.*format.*overlong"):
         RewardConfig(weights={"acuracy": 1.0})
 
 

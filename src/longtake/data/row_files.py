@@ -60,6 +60,8 @@ def read_records(path: Path) -> Iterator[Record]:
     readers = {".jsonl": read_json_lines, ".ndjson": read_json_lines, ".json": read_json, ".parquet": read_parquet}
     if path.suffix.lower() not in readers:
         raise RowError(f"{path} ends in {path.suffix!r}", rule=f"rows files end in {', '.join(readers)}", remedy="convert or rename it")
+    if path.exists() and not path.is_file():
+        raise RowError(f"{path} is not a regular file", rule="data.rows is a readable, undamaged file", remedy="check the path")
     try:
         yield from readers[path.suffix.lower()](path)
     except OSError as error:

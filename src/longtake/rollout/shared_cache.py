@@ -207,8 +207,10 @@ def _attend(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, sc
         scores = torch.matmul(query * scale, keys.transpose(2, 3))
         if bias is not None:
             scores += bias
-        lse = scores.logsumexp(-1)
-        return torch.matmul(scores.sub_(lse.unsqueeze(-1)).exp_(), values), lse
+        largest = scores.amax(-1, keepdim=True)
+        weights = scores.sub_(largest).exp_()  # one exponential per score: they are a good part of a small model's step
+        total = weights.sum(-1, keepdim=True)
+        return torch.matmul(weights, values).div_(total), total.log_().add_(largest).squeeze(-1)
     full_bias = None if bias is None else bias.expand(-1, query.shape[1], query.shape[2], -1)
     if query.device.type == "cpu":
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from longtake.algorithms.logprobs import processed_logits, scoring_temperature
 from longtake.models.family import Model
@@ -103,7 +105,8 @@ class TransformersEngine:
         last = hidden[torch.arange(len(prompts), device=hidden.device), batch.lengths - 1]
         self.counters.prompts_prefilled += len(prompts)
         self.counters.prompt_tokens += int(batch.lengths.sum())
-        keys, values = [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers]
+        layers = cast(list[DynamicLayer], cache.layers)
+        keys, values = [cast(Tensor, layer.keys) for layer in layers], [cast(Tensor, layer.values) for layer in layers]
         return PromptKv(keys, values, batch.lengths), self.model.head(last)
 
     def _decode(
@@ -129,6 +132,7 @@ class TransformersEngine:
         end_ids, banned_ids = (torch.tensor(sorted(ids), device=device) for ids in (self.model.end_ids, self.model.banned_ids))
         temperature = scoring_temperature(params.temperature)
         rows = torch.arange(num_rows, device=device)
+        as_past = cast(Cache, cache)  # has what a decoding model asks of a cache, and not the rest
         for step in range(params.max_new_tokens):
             processed = processed_logits(logits, temperature, banned_ids)
             drawn, logprobs = greedy_tokens(processed) if uniforms is None else sample_tokens(processed, uniforms[rows, step])
@@ -141,7 +145,7 @@ class TransformersEngine:
                 cache.compact(keep)
                 rows, drawn = rows[keep], drawn[keep]
             embeds = self.model.embed(drawn[:, None], ())
-            hidden = self.model.decoder(embeds, (positions[rows] + step).expand(axes, -1).unsqueeze(-1), None, cache)
+            hidden = self.model.decoder(embeds, (positions[rows] + step).expand(axes, -1).unsqueeze(-1), None, as_past)
             logits = self.model.head(hidden[:, 0])
             self.counters.decode_steps += 1
         sampled.lengths[sampled.lengths == 0] = params.max_new_tokens
@@ -210,9 +214,9 @@ def _evaluating(module: torch.nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _attention(module: torch.nn.Module, name: str) -> Iterator[None]:
+def _attention(hf: Any, name: str) -> Iterator[None]:
     """The language model uses this attention function inside. transformers reads the name from the shared text config at each call."""
-    config = module.config.get_text_config()
+    config = hf.config.get_text_config()
     before = config._attn_implementation
     config._attn_implementation = name
     try:

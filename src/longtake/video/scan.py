@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, NoReturn
@@ -79,7 +80,7 @@ class Tally:
 
 def scan(path: Path, file: BinaryIO, size_bytes: int, limits: VideoLimits, container: InputContainer, stream: VideoStream) -> Tally:
     """Raises VideoEmptyError, VideoDamagedError or VideoLimitError."""
-    if "mov" in container.format.name.split(",") and not _is_fragmented(file, size_bytes):
+    if is_iso(container) and not _is_fragmented(file, size_bytes):
         tally = _scan_index(path, size_bytes, limits, stream, Tally(KeyframeIndex(container, stream, [])))
     else:
         tally = _scan_packets(path, limits, container, stream)
@@ -91,25 +92,41 @@ def scan(path: Path, file: BinaryIO, size_bytes: int, limits: VideoLimits, conta
     return tally
 
 
+def is_iso(container: InputContainer) -> bool:
+    """MP4, MOV and their kin."""
+    return "mov" in container.format.name.split(",")
+
+
+def check_top_boxes(path: Path, file: BinaryIO, size_bytes: int) -> None:
+    """The box with the index, and every box of a fragmented file, must end inside the file. Raises VideoDamagedError."""
+    fragmented = False
+    for kind, end in _top_boxes(file, size_bytes):
+        fragmented |= kind == b"moof"
+        if end > size_bytes and (kind in (b"moov", b"moof") or fragmented):
+            _raise_truncated(path, f"its `{kind.decode()}` part ends at byte {end} but it has only {size_bytes}")
+
+
 def _is_fragmented(file: BinaryIO, size_bytes: int) -> bool:
-    """True when a top-level `moof` box follows: then the index at the start is not the whole of it. Leaves `file` where it was."""
-    here = file.tell()
+    """True when a `moof` box follows: then the index at the start is not the whole of it."""
+    return any(kind == b"moof" for kind, _ in _top_boxes(file, size_bytes))
+
+
+def _top_boxes(file: BinaryIO, size_bytes: int) -> Iterator[tuple[bytes, int]]:
+    """(type, end) of the top-level boxes of an ISO file, by their headers alone. Leaves `file` where it was."""
+    here, at = file.tell(), 0
     try:
-        at = 0
         for _ in range(MAX_TOP_BOXES):
             file.seek(at)
             header = file.read(16)
             if len(header) < 8:
-                return False
+                return
             size, kind = struct.unpack(">I4s", header[:8])
-            if kind == b"moof":
-                return True
             if size == 1 and len(header) == 16:
                 size = struct.unpack(">Q", header[8:])[0]
-            if size < 8 or at + size > size_bytes:
-                return False
-            at += size
-        return True
+            at = size_bytes if size == 0 else at + size
+            yield kind, at
+            if size < 8 or at >= size_bytes:
+                return
     finally:
         file.seek(here)
 
@@ -128,10 +145,22 @@ def _scan_index(path: Path, size_bytes: int, limits: VideoLimits, stream: VideoS
             tally.num_frames += 1
             first = entry.timestamp if first is None else first
             last = entry.timestamp
+    _check_index_is_whole(path, stream, last - (first or 0))
     if first is not None:
         tally.start = stream.start_time if stream.start_time is not None else first
         tally.end = tally.start + max(stream.duration or 0, last - first + 1)
     return tally
+
+
+def _check_index_is_whole(path: Path, stream: VideoStream, span: int) -> None:
+    """FFmpeg stops building the index at the first sample it cannot believe. (An edit list leaves samples out too, but then shortens
+    the duration.)"""
+    num_entries = len(stream.index_entries)
+    declared = stream.duration or 0
+    tolerance = max(2 / float(stream.time_base or 1), 0.1 * declared)
+    if stream.frames > num_entries and (not num_entries or span < declared - tolerance):
+        reason = f"{path}: its index makes sense for {num_entries} of {stream.frames} frames only"
+        raise VideoDamagedError(reason, rule="the file must be intact", remedy=REPLACE)
 
 
 def _scan_packets(path: Path, limits: VideoLimits, container: InputContainer, stream: VideoStream) -> Tally:
@@ -147,7 +176,7 @@ def _scan_packets(path: Path, limits: VideoLimits, container: InputContainer, st
         if packet.stream_index != stream.index:
             continue
         if packet.is_corrupt:
-            _raise_truncated(path, f"data ends inside the frame at {float(at * packet.time_base):.3f} s")
+            _raise_truncated(path, f"data is missing in the frame at {float(at * packet.time_base):.3f} s")
         tally.num_frames += 1
         _check_count(path, tally.num_frames, limits)
         tally.end = end if tally.start is None else max(tally.end, end)

@@ -30,7 +30,7 @@ from av.video.stream import VideoStream
 from longtake.config.sections import VideoLimits
 from longtake.errors import PathError, VideoDamagedError, VideoEmptyError, VideoMissingError, VideoNoStreamError
 from longtake.video.paths import open_regular
-from longtake.video.scan import REENCODE, REPLACE, KeyframeIndex, Tally, limit_error, scan
+from longtake.video.scan import REENCODE, REPLACE, KeyframeIndex, Tally, check_top_boxes, is_iso, limit_error, scan
 
 DEMUXERS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,mp3,wav,flac,aac"
 """FFmpeg demuxers that may run; the audio ones only so that an audio file can be told from a damaged one."""
@@ -90,8 +90,10 @@ def open_source(path: Path, limits: VideoLimits, threads: int = 1) -> Iterator[S
     with _open_video(path, limits) as (file, size_bytes), ffmpeg_errors_as_damage(path):
         container = _open_container(file, limits)
         try:
+            if is_iso(container):
+                check_top_boxes(path, file, size_bytes)
             stream = _pick_stream(path, container)
-            _check_header(path, stream, limits)
+            _check_header(path, file, stream, limits)
             context = stream.codec_context
             context.options = {"max_pixels": str(limits.max_frame_pixels), "err_detect": "explode"}
             context.thread_count = threads
@@ -131,12 +133,13 @@ def _refuse_nested_open(*_args: object, **_kwargs: object) -> NoReturn:
     raise PermissionError("a video may not open another file")
 
 
-def _open_container(file: BinaryIO, limits: VideoLimits) -> InputContainer:
+def _open_container(file: BinaryIO, limits: VideoLimits, **more: str) -> InputContainer:
     options = {
         "format_whitelist": DEMUXERS,
         "protocol_whitelist": "none",
         "max_streams": str(MAX_STREAMS),
         "max_pixels": str(limits.max_frame_pixels),
+        **more,
     }
     return av.open(file, "r", options=options, metadata_errors="replace", io_open=_refuse_nested_open)
 
@@ -155,20 +158,32 @@ def _pick_stream(path: Path, container: InputContainer) -> VideoStream:
     return streams[0]
 
 
-def _check_header(path: Path, stream: VideoStream, limits: VideoLimits) -> None:
+def _check_header(path: Path, file: BinaryIO, stream: VideoStream, limits: VideoLimits) -> None:
     rule = "a video stream states a codec FFmpeg can decode, a frame size and a time base"
     context = stream.codec_context
     if context is None:
         raise VideoDamagedError(f"{path}: unknown video codec", rule=rule, remedy=REENCODE)
     if not stream.time_base:
         raise VideoDamagedError(f"{path}: no time base", rule=rule, remedy=REENCODE)
-    if context.width * context.height > limits.max_frame_pixels:
-        raise limit_error(path, f"frames of {context.width}x{context.height} pixels", "max_frame_pixels", limits.max_frame_pixels)
-    if context.width <= 0 or context.height <= 0:
-        raise VideoDamagedError(f"{path}: frame size {context.width}x{context.height}", rule=rule, remedy=REENCODE)
+    width, height = context.width, context.height
+    if width <= 0 or height <= 0:  # also what FFmpeg leaves after it refused a size over max_pixels
+        width, height = _stated_size(file, stream.index, limits)
+    if width * height > limits.max_frame_pixels:
+        raise limit_error(path, f"frames of {width}x{height} pixels", "max_frame_pixels", limits.max_frame_pixels)
+    if width <= 0 or height <= 0:
+        raise VideoDamagedError(f"{path}: frame size {width}x{height}", rule=rule, remedy=REENCODE)
     declared_s = stream.duration * stream.time_base if stream.duration else Fraction(0)
     if declared_s > limits.max_seconds:
         raise limit_error(path, f"{float(declared_s):.0f} s long", "max_seconds", limits.max_seconds)
+
+
+def _stated_size(file: BinaryIO, stream_index: int, limits: VideoLimits) -> tuple[int, int]:
+    """(width, height) as the container states them, with every decoder forbidden, so that nothing of that size is allocated."""
+    file.seek(0)
+    with _open_container(file, limits, codec_whitelist="none", max_pixels=str(2**31 - 1)) as container:
+        stream = container.streams[stream_index]
+        assert isinstance(stream, VideoStream)
+        return stream.codec_context.width, stream.codec_context.height
 
 
 def _checked_source(

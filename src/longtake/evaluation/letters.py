@@ -47,7 +47,7 @@ def best_letter(logprobs: dict[str, float]) -> str:
 def option_tokens(model: Model, letters: tuple[str, ...]) -> tuple[list[int], dict[str, int]]:
     """Token ids shared by all options of a row, and for each letter the token that comes next.
 
-    Raises RowError when the row has fewer than two options, or when the tokenizer does not tell two of them apart at that token.
+    Raises RowError when the row has fewer than two options, or when the tokenizer does not spell them alike but for one token.
     """
     if len(letters) < 2:
         raise RowError(
@@ -57,14 +57,15 @@ def option_tokens(model: Model, letters: tuple[str, ...]) -> tuple[list[int], di
         )
     spellings = [model.text_ids(FORM.format(letter)) for letter in letters]
     shared = [column[0] for column in takewhile(lambda column: len(set(column)) == 1, zip(*spellings, strict=False))]
-    own = {letter: ids[len(shared)] for letter, ids in zip(letters, spellings, strict=True) if len(ids) > len(shared)}
-    if len(set(own.values())) != len(letters):
+    rests = [ids[len(shared) :] for ids in spellings]
+    # One token must tell the options apart, and the same tokens must follow it: else the scores of ">A" and of ">" would be compared.
+    if not all(rests) or len({rest[0] for rest in rests}) != len(letters) or len({tuple(rest[1:]) for rest in rests}) != 1:
         raise RowError(
-            f"options {', '.join(letters)} share their token",
-            rule="each option letter differs from the others at its first own token",
+            f"options {', '.join(letters)} do not differ in one token",
+            rule="the answers of a row are the same tokens but for the letter's",
             remedy="letter the options A, B, C, ...",
         )
-    return shared, own
+    return shared, {letter: rest[0] for letter, rest in zip(letters, rests, strict=True)}
 
 
 def _batches(lengths: Sequence[int], max_tokens: int) -> Iterator[tuple[int, int]]:

@@ -130,7 +130,7 @@ def _evaluate(
 
 def _without_borrowed_ids(items: Sequence[Item]) -> list[Item]:
     """A row that failed because its id is another row's keeps its place in the denominator, but not that id."""
-    own = {item.problem_id for item in items if isinstance(item, Example)}
+    own: set[int | None] = {item.problem_id for item in items if isinstance(item, Example)}
     kept: list[Item] = []
     for item in items:
         borrowed = isinstance(item, Failure) and item.problem_id in own

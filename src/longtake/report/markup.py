@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import unicodedata
 from collections.abc import Iterable
 
 
@@ -12,6 +13,7 @@ class Html(str):
     __slots__ = ()
 
 
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 VOID = frozenset({"meta", "img", "br", "hr", "col"})
 
 
@@ -19,8 +21,12 @@ def text(value: object) -> Html:
     """A value as text: escaped, control characters and lone surrogates shown as a replacement sign."""
     if isinstance(value, Html):
         return value
-    printable = "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in str(value))
-    return Html(html.escape(printable, quote=True))
+    return Html(html.escape(clean(str(value)), quote=True))
+
+
+def clean(value: str) -> str:
+    """Control characters and lone surrogates as a replacement sign: HTML and UTF-8 cannot hold them."""
+    return "".join(char if char in "\n\t" or unicodedata.category(char) not in ("Cc", "Cs") else REPLACEMENT for char in value)
 
 
 def el(name: str, /, *children: object, **attributes: object) -> Html:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from longtake.report.markup import Html, el
+from longtake.report.markup import Html, clean, el
 
 STAND_INS = {
     name: f"#{index:02x}fe0{index:x}"
@@ -49,6 +50,7 @@ STYLE: Any = {
     "legend.frameon": False,
     "legend.fontsize": 10.5,
 }
+MAX_LABEL_CHARS = 28
 Marker = Literal["o", "s", "D", "^", "v", "P"]
 
 
@@ -88,12 +90,10 @@ class Band:
     label: str
 
 
-def line_chart(
-    series: Sequence[Series], *, x_label: str, percent: bool = False, zero: bool = False, log2: bool = False, width: int = 330, title: str
-) -> Html:
+def line_chart(series: Sequence[Series], *, x_label: str, percent: bool = False, log2: bool = False, width: int = 330, title: str) -> Html:
     """Lines over steps (or frames, `log2`), with a legend when there are several."""
     with mpl.rc_context(STYLE):
-        figure, axes = _axes(width, 215 if width < 400 else 260)
+        figure, axes = _axes(width, 215 if width < 400 else 245)
         for line in series:
             _draw_line(axes, line)
         if log2:
@@ -103,8 +103,7 @@ def line_chart(
             axes.minorticks_off()
         else:
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        if zero:
-            axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
         axes.grid(axis="y")
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlabel(x_label)
@@ -116,13 +115,9 @@ def line_chart(
 
 
 def running_mean(values: Sequence[float], half_window: int) -> list[float]:
-    """Mean of each value and its neighbours on both sides: centred, so that a trend is not shown too late; shorter at the ends."""
-    smooth = []
-    for index in range(len(values)):
-        reach = min(half_window, index, len(values) - 1 - index)
-        window = values[index - reach : index + reach + 1]
-        smooth.append(sum(window) / len(window))
-    return smooth
+    """Mean of each value and its neighbours on both sides: centred, so that a trend is not shown too late."""
+    windows = [values[max(0, index - half_window) : index + half_window + 1] for index in range(len(values))]
+    return [sum(window) / len(window) for window in windows]
 
 
 def _draw_line(axes: Axes, line: Series) -> None:
@@ -132,7 +127,7 @@ def _draw_line(axes: Axes, line: Series) -> None:
         axes.plot(line.xs, line.ys, color=colour, alpha=0.25, linewidth=1)
         values = running_mean(line.ys, max(2, len(line.ys) // 25))
     marker = line.marker or ("o" if len(line.xs) < 20 else None)
-    axes.plot(line.xs, values, color=colour, linestyle=style, linewidth=2, marker=marker, markersize=4.5, label=line.label)
+    axes.plot(line.xs, values, color=colour, linestyle=style, linewidth=2, marker=marker, markersize=4.5, label=shown(line.label))
     if line.low is not None and line.high is not None:
         axes.fill_between(line.xs, line.low, line.high, color=colour, alpha=0.14, linewidth=0)
 
@@ -140,7 +135,7 @@ def _draw_line(axes: Axes, line: Series) -> None:
 def interval_chart(bars: Sequence[Bar], *, band: Band | None, title: str) -> Html:
     """Horizontal bars of accuracy with whiskers, the value beside each; first bar on top."""
     with mpl.rc_context(STYLE):
-        figure, axes = _axes(480, 44 * len(bars) + 56)
+        figure, axes = _axes(410, 40 * len(bars) + 56)
         places = range(len(bars))
         axes.barh(places, [bar.value for bar in bars], height=0.56, color=[STAND_INS[bar.colour] for bar in bars], zorder=2)
         _whiskers(axes, [(place, bar) for place, bar in enumerate(bars)], horizontal=True)
@@ -149,7 +144,7 @@ def interval_chart(bars: Sequence[Bar], *, band: Band | None, title: str) -> Htm
         if band is not None:
             axes.axvspan(band.low, band.high, color=STAND_INS["quiet"], alpha=0.16, linewidth=0, zorder=1)
             axes.text((band.low + band.high) / 2, -0.52, band.label, ha="center", va="bottom", fontsize=10, color=STAND_INS["quiet"])
-        axes.set_yticks(list(places), [bar.label for bar in bars], color=STAND_INS["ink"])
+        axes.set_yticks(list(places), [shown(bar.label) for bar in bars], color=STAND_INS["ink"])
         axes.set_ylim(len(bars) - 0.5, -0.8 if band else -0.5)
         axes.set_xlim(0, max(1.0, *(bar.high + 0.1 for bar in bars)) if bars else 1)
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1.0])
@@ -161,14 +156,14 @@ def interval_chart(bars: Sequence[Bar], *, band: Band | None, title: str) -> Htm
 def grouped_chart(groups: Sequence[str], series: Sequence[tuple[str, str, Sequence[Bar | None]]], *, title: str) -> Html:
     """Vertical bars by group and series (label, colour, one bar per group), with whiskers."""
     with mpl.rc_context(STYLE):
-        figure, axes = _axes(440, 260)
+        figure, axes = _axes(410, 245)
         width = 0.8 / max(1, len(series))
         for index, (label, colour, bars) in enumerate(series):
             places = [group + (index - (len(series) - 1) / 2) * width for group in range(len(groups))]
             values = [bar.value if bar is not None else 0.0 for bar in bars]
-            axes.bar(places, values, width=0.88 * width, color=STAND_INS[colour], label=label)
+            axes.bar(places, values, width=0.88 * width, color=STAND_INS[colour], label=shown(label))
             _whiskers(axes, [(place, bar) for place, bar in zip(places, bars, strict=True) if bar is not None], horizontal=False)
-        axes.set_xticks(range(len(groups)), list(groups), color=STAND_INS["ink"])
+        axes.set_xticks(range(len(groups)), [shown(group) for group in groups], color=STAND_INS["ink"])
         axes.set_ylim(0, min(1.0, 1.08 * max((bar.high for _, _, bars in series for bar in bars if bar is not None), default=1.0)))
         axes.grid(axis="y")
         axes.yaxis.set_major_locator(MaxNLocator(5))
@@ -180,19 +175,25 @@ def grouped_chart(groups: Sequence[str], series: Sequence[tuple[str, str, Sequen
 def stacked_chart(rows: Sequence[tuple[str, dict[str, float]]], colours: dict[str, str], *, unit: str, title: str) -> Html:
     """Horizontal stacked bars: one row per run, one colour per phase."""
     with mpl.rc_context(STYLE):
-        figure, axes = _axes(480, 38 * len(rows) + 105)
+        figure, axes = _axes(410, 38 * len(rows) + 105)
         starts = [0.0] * len(rows)
         for phase, colour in colours.items():
             values = [phases.get(phase, 0.0) for _, phases in rows]
-            axes.barh(range(len(rows)), values, left=starts, height=0.6, color=STAND_INS[colour], label=phase, alpha=0.9,
+            axes.barh(range(len(rows)), values, left=starts, height=0.6, color=STAND_INS[colour], label=shown(phase), alpha=0.9,
                       edgecolor=STAND_INS["surface"], linewidth=0.8)  # fmt: skip
             starts = [start + value for start, value in zip(starts, values, strict=True)]
-        axes.set_yticks(range(len(rows)), [label for label, _ in rows], color=STAND_INS["ink"])
+        axes.set_yticks(range(len(rows)), [shown(label) for label, _ in rows], color=STAND_INS["ink"])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.grid(axis="x")
         axes.set_xlabel(unit)
         figure.legend(loc="outside upper left", ncols=4, handlelength=1.0, columnspacing=1.2, borderaxespad=0.2)
         return _svg(figure, title)
+
+
+def shown(label: str) -> str:
+    """A name from data as a label: short and printable."""
+    label = " ".join(clean(label).split())
+    return label if len(label) <= MAX_LABEL_CHARS else label[: MAX_LABEL_CHARS - 3] + "..."
 
 
 def _axes(width: int, height: int) -> tuple[Figure, Axes]:
@@ -222,7 +223,10 @@ def _svg(figure: Figure, title: str) -> Html:
     """The figure as an `svg` element that scales with its column; ids made unique by a hash of the drawing."""
     buffer = io.StringIO()
     canvas: Any = FigureCanvasSVG(figure)  # its methods carry no types
-    canvas.print_svg(buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    with warnings.catch_warnings():
+        # The browser has the glyphs that the font matplotlib measures with has not.
+        warnings.filterwarnings("ignore", message="Glyph")
+        canvas.print_svg(buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     drawing = buffer.getvalue()
     drawing = drawing[drawing.index("<svg") :]
     drawing = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->| font-family: [^;]*;", "", drawing, flags=re.DOTALL)
@@ -234,10 +238,10 @@ def _svg(figure: Figure, title: str) -> Html:
     box = view_box.group(1) if view_box else "0 0 100 100"
     return el(
         "svg",
-        el("title", title),
         Html(body),
         viewBox=box,
         class_="chart",
         role="img",
-        style=f"max-width:{1.35 * float(box.split()[2]):.0f}px",
+        aria_label=title,
+        style=f"max-width:{1.2 * float(box.split()[2]):.0f}px",
     )

@@ -212,9 +212,8 @@ def _by_frames(stages: Sequence[Evaluation]) -> Html | None:
     if not any(len(line.xs) > 1 for line in series):
         return None
     caption = "The same questions with fewer frames of the video; shaded: 95 % intervals."
-    chart = plots.line_chart(
-        [line for line in series if len(line.xs) > 1], x_label="frames", percent=True, log2=True, title="accuracy by frames"
-    )
+    lines = [line for line in series if len(line.xs) > 1]
+    chart = plots.line_chart(lines, x_label="frames", percent=True, log2=True, width=410, title="accuracy by frames")
     return panel("Accuracy by number of frames", caption, chart)
 
 
@@ -236,7 +235,8 @@ def _letter_shares(stages: Sequence[Evaluation]) -> Html | None:
         return None
     letters = sorted({letter for stage in with_letters for letter in as_dict(stage.figures["by_letter"])})
     keys = [as_dict(as_dict(with_letters[0].figures["by_letter"]).get(letter)).get("n") for letter in letters]
-    series: list[tuple[str, str, Sequence[Bar | None]]] = [("answer key", "ink", _shares(letters, keys))]
+    exact = [None if bar is None else Bar(bar.label, bar.value, bar.value, bar.value, "") for bar in _shares(letters, keys)]
+    series: list[tuple[str, str, Sequence[Bar | None]]] = [("answer key", "ink", exact)]
     for stage in with_letters:
         counts = [as_dict(as_dict(stage.figures["by_letter"]).get(letter)).get("predicted") for letter in letters]
         series.append((title_of(stage.name), COLOURS.get(stage.name, "green"), _shares(letters, counts)))
@@ -330,11 +330,10 @@ def _curve_group(heading: str, trainings: Sequence[Training]) -> Html:
     for title, caption, lines, as_percent in CURVES:
         series = [line for training in trainings for line in _curve_lines(training, lines, alone=len(trainings) == 1)]
         if series:
-            flat = title != "Learning rate"
-            chart = plots.line_chart(series, x_label="step", percent=as_percent, zero=flat, title=f"{heading}: {title}")
+            chart = plots.line_chart(series, x_label="step", percent=as_percent, title=f"{heading}: {title}")
             panels.append(panel(title, caption, chart))
         else:
-            absent.append(title[0].lower() + title[1:])
+            absent.append(title)
     told = el("p", f"Not logged: {', '.join(absent)}.", class_="note") if absent else None
     return join([el("h3", heading, class_="group"), join(map(_last_line, trainings)), el("div", join(panels), class_="panels"), told])
 
@@ -382,7 +381,7 @@ def time_spent(run: Run) -> Html | None:
             ("", "seconds", "share"), [(name, f"{value:.1f}", percent(value / total if total else 0.0)) for name, value in order]
         )
         parts.append(panel("Parts of the run", "As the run wrote them; a part may hold others.", listed))
-    return el("div", join(parts), class_="panels two") if parts else None
+    return el("div", join(parts), class_="panels two top") if parts else None
 
 
 def _folded(phases: dict[str, float], kept: Sequence[str]) -> dict[str, float]:
@@ -409,15 +408,17 @@ def failures(run: Run) -> Html:
     body = (
         table(("where", "kind", "how many"), rows, numeric_from=2) if rows else el("p", "None: every row, video and prompt could be used.")
     )
-    examples = [
-        el("li", f"{title_of(name)}, problem {record.problem_id}: {record.failure_message}")
-        for name, evaluation in run.evaluations.items()
-        for record in [record for record in evaluation.records if record.failure is not None][:3]
-    ]
+    examples = [el("li", f"problem {problem_id}: {message}") for problem_id, message in _failure_examples(run)]
     listed = join([el("p", "For example:"), el("ul", join(examples), class_="notes")]) if examples else None
     absent = el("ul", join(el("li", note) for note in dict.fromkeys(run.notes)), class_="notes") if run.notes else el("p", "Nothing.")
     told = el("p", "Failures stay in every denominator as wrong answers, and nothing takes their place.", class_="lead")
     return join([told, el("div", body, listed, class_="panel"), el("h3", "Absent from this run folder", class_="absent"), absent])
+
+
+def _failure_examples(run: Run, most: int = 8) -> list[tuple[int | None, str | None]]:
+    """The first failures, each once whatever the number of stages it befell."""
+    failed = [record for own in run.evaluations.values() for record in own.records if record.failure is not None]
+    return list(dict.fromkeys((record.problem_id, record.failure_message) for record in failed))[:most]
 
 
 def _counts(value: object) -> dict[str, float]:

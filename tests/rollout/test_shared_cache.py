@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from longtake.errors import ModelError
 from longtake.rollout.shared_cache import PromptKv, SharedPromptCache, shared_prompt_attention
 
 KV_HEADS, HEADS_PER_KV, SIZE = 2, 3, 8
@@ -90,3 +91,13 @@ def test_half_precision_keeps_its_scores_in_float32(lengths):
         outs.append(shared_prompt_attention(torch.nn.Identity(), query.to(dtype), store, store, None)[0].double())
     # Measured 8e-3 and 1.2e-2: the rounding of outputs of size 2.4 to bfloat16.
     assert (outs[0] - outs[1]).abs().max() < 2e-2
+
+
+def test_a_sliding_window_is_refused_and_not_ignored():
+    generator = torch.Generator().manual_seed(0)
+    cache = SharedPromptCache.start(prompts_of([5], generator), torch.tensor([0]))
+    key = torch.randn(1, KV_HEADS, 1, SIZE, generator=generator, dtype=torch.float64)
+    store, _ = cache.update(key, key, 0)
+    query = torch.randn(1, KV_HEADS * HEADS_PER_KV, 1, SIZE, generator=generator, dtype=torch.float64)
+    with pytest.raises(ModelError, match="sliding window of 4"):
+        shared_prompt_attention(torch.nn.Identity(), query, store, store, None, sliding_window=4)

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
+from longtake.errors import ModelError
+
 ATTENTION_NAME = "longtake_shared_prompt"
 _FIRST_CAPACITY = 64
 _MASKED = -1e30
@@ -177,12 +179,20 @@ def shared_prompt_attention(
     value: LayerStore,
     attention_mask: Tensor | None,
     scaling: float | None = None,
+    sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """One new token per row attends to its prompt and to its own tokens: query [M, N, 1, H] -> [M, 1, N, H].
 
     The two softmaxes are merged exactly by their log-sum-exp: out = w * out_prompt + (1 - w) * out_own, w = sigmoid(lse_prompt - lse_own).
+    Raises ModelError for a layer with a sliding window: it would be ignored here and not in training.
     """
+    if sliding_window is not None:
+        raise ModelError(
+            f"a layer with a sliding window of {sliding_window} tokens",
+            rule="the embedded engine decodes with full attention",
+            remedy="set use_sliding_window to false in the model's config.json, as the published checkpoints have it",
+        )
     store, rows = key, key.rows
     num_rows, heads, _one, size = query.shape
     kv_heads = store.own_keys.shape[1]

@@ -68,7 +68,7 @@ class TransformersEngine:
     def generate(self, requests: Sequence[RolloutRequest], params: SamplingParams) -> list[tuple[Take, ...]]:
         """G takes per request, in order. The model's train/eval flags and attention are what they were when this returns or raises.
 
-        Not inference mode: its tensors could never enter a training graph, and it is no faster here.
+        Under no_grad and not inference mode, whose tensors could never enter a training graph.
         """
         takes: dict[int, list[Take]] = {index: [] for index in range(len(requests))}
         rows_per_prompt = min(params.num_takes, self.max_rows)
@@ -129,7 +129,7 @@ class TransformersEngine:
         """Sample, append, forward, until every take has ended. logits [M, W] and positions [M] are those of the first token."""
         num_rows, device = len(positions), logits.device
         sampled = _empty(num_rows, params.max_new_tokens, device)
-        end_ids, banned_ids = (torch.tensor(sorted(ids), device=device) for ids in (self.model.end_ids, self.model.banned_ids))
+        end_ids, banned_ids = torch.tensor(self.model.end_ids, device=device), self.model.banned_ids
         temperature = scoring_temperature(params.temperature)
         rows = torch.arange(num_rows, device=device)
         as_past = cast(Cache, cache)  # has what a decoding model asks of a cache, and not the rest

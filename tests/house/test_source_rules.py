@@ -125,7 +125,7 @@ def test_nothing_is_left_to_do():
 
 def test_modules_and_longer_public_functions_and_classes_say_what_they_are():
     silent = []
-    for path in SOURCE:
+    for path in (path for path in SOURCE if "testing" not in path.parts):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         silent += [str(path.relative_to(ROOT))] if path.name != "__init__.py" and ast.get_docstring(tree) is None else []
         for node in tree.body:

@@ -166,11 +166,15 @@ def test_a_damaged_newest_does_not_push_out_the_good_one(store: CheckpointStore,
     assert _names(store) == ["step-00000020", "step-00000025"]
 
 
-def test_only_damaged_ones_mean_there_is_none(store: CheckpointStore, new_model):
-    _damage(store.save(10, *_parts(new_model()), CONFIG) / "manifest.json", "missing")
-    assert store.latest() is None
-    with pytest.raises(CheckpointError, match="no latest checkpoint that is whole"):
-        find_checkpoint(store.folder.parent)
+def test_only_damaged_ones_are_refused_and_none_at_all_is_a_fresh_start(store: CheckpointStore, new_model):
+    path = store.save(10, *_parts(new_model()), CONFIG)
+    _damage(path / "manifest.json", "missing")
+    with pytest.raises(CheckpointError, match="none of the 1 checkpoints"):
+        store.latest()
+    path.rename(store.folder / ".part-0")  # what a kill in the first save leaves
+    assert store.latest() is None and store.best() is None
+    with pytest.raises(CheckpointError, match="no best checkpoint that is whole"):
+        find_checkpoint(store.folder.parent, "best")
 
 
 def test_a_full_disk_costs_only_the_new_checkpoint(store: CheckpointStore, new_model, monkeypatch):

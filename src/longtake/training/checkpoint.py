@@ -128,8 +128,19 @@ class CheckpointStore:
                 (other / MARKER).unlink(missing_ok=True)
 
     def latest(self) -> Checkpoint | None:
-        """The newest checkpoint that is whole; each one skipped gets a line in the log. None: there is none to go on from."""
-        return self._newest(self._folders())
+        """The newest checkpoint that is whole; each one skipped gets a line in the log. None: nothing was saved yet.
+
+        Raises CheckpointError when there are checkpoints but none is whole: to start over in silence would cost the run.
+        """
+        folders = self._folders()
+        found = self._newest(folders)
+        if folders and found is None:
+            raise CheckpointError(
+                f"none of the {len(folders)} checkpoints in {self.folder} is whole",
+                rule="a run goes on from a whole checkpoint",
+                remedy="restore one, or remove the folder to start over",
+            )
+        return found
 
     def best(self) -> Checkpoint | None:
         """The newest whole checkpoint that is marked as the best."""

@@ -99,10 +99,11 @@ class Optimizer:
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
         """Take over a `state_dict`. Raises CheckpointError when it names a parameter we do not train, or of another shape."""
+        for key, tensor in state.items():
+            self._check(key, tensor)
         self.adamw.state.clear()
         for key, tensor in state.items():
             kind, name = key.split(".", 1)
-            self._check(key, kind, name, tensor)
             if kind == "counter":
                 setattr(self, name, int(tensor))
                 continue
@@ -111,7 +112,8 @@ class Optimizer:
             device = "cpu" if kind == "step" else parameter.device
             self.adamw.state[parameter][kind] = tensor.detach().clone().to(device)
 
-    def _check(self, key: str, kind: str, name: str, tensor: torch.Tensor) -> None:
+    def _check(self, key: str, tensor: torch.Tensor) -> None:
+        kind, name = key.split(".", 1)
         if kind == "counter":
             fits = name in COUNTERS
         else:

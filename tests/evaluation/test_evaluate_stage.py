@@ -57,14 +57,11 @@ def test_letters_scoring_answers_every_usable_row_and_blind_needs_no_video(world
     seen = evaluate.run(config(world, model, tmp_path / "seen", scoring="letters"))
     assert seen["format_rate"] is None and seen["num_failures"] == 4 and seen["num_unread"] == 4
     assert sum(part["predicted"] for part in seen["by_letter"].values()) == 8
-    blind = evaluate.run(
-        config(world, model, tmp_path / "blind", scoring="letters", data=DataConfig(rows=world / "rows.jsonl", with_video=False))
-    )
+    unseen = DataConfig(rows=world / "rows.jsonl", with_video=False)
+    blind = evaluate.run(config(world, model, tmp_path / "blind", scoring="letters", data=unseen, frames=(4, 8)))
     assert blind["num_failures"] == 0 and list(blind["by_frames"]) == ["0"] and blind["chance"] == 0.25
 
 
-def test_settings_that_would_be_ignored_are_refused(world, model, tmp_path):
+def test_more_than_one_take_per_row_is_refused(world, model, tmp_path):
     with pytest.raises(ConfigError, match="num_takes = 8"):
         evaluate.run(config(world, model, tmp_path, rollout=RolloutConfig(num_takes=8)))
-    with pytest.raises(ConfigError, match="blind"):
-        evaluate.run(config(world, model, tmp_path, frames=(4, 8), data=DataConfig(rows=world / "rows.jsonl", with_video=False)))

@@ -9,7 +9,7 @@ import pytest
 from longtake.report.markup import Html, el, table, text
 from longtake.report.plots import STAND_INS, Band, Bar, Series, interval_chart, line_chart, running_mean, shown
 from longtake.report.read import MAX_TAKES_BYTES, Evaluation, read_groups
-from longtake.report.samples import by_problem, choose
+from longtake.report.samples import by_problem, choose, find
 from longtake.report.sections import p_value
 from longtake.report.strips import clock
 from longtake.testing.synthetic_run import answers
@@ -126,3 +126,15 @@ def test_a_huge_log_of_takes_is_read_at_both_ends_only(tmp_path, monkeypatch):
     notes = []
     assert [group.step for group in read_groups(path, notes)] == [1, 999] and notes == []
     assert MAX_TAKES_BYTES == 64 << 20
+
+
+def test_rows_are_found_where_the_run_folder_is_now(tmp_path):
+    """Configurations hold the path of the day; the folder may have been moved, and the command may run from anywhere."""
+    rows = tmp_path / "moved" / "data" / "held_out" / "rows.jsonl"
+    rows.parent.mkdir(parents=True)
+    rows.write_text("")
+    for named in ("runs/quickstart/data/held_out/rows.jsonl", "/gone/runs/quickstart/data/held_out/rows.jsonl", str(rows)):
+        assert find(tmp_path / "moved", named) == rows
+    assert find(tmp_path / "moved", "runs/quickstart/data/held_out") == rows.parent
+    for named in ("nowhere.jsonl", None, 3, "x" * 5000, "a\0b"):
+        assert find(tmp_path / "moved", named) is None

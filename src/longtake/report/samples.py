@@ -34,38 +34,46 @@ class RowSource:
 NO_ROWS = RowSource(Path(), {})
 
 
-def read_row_source(path: Path, root: Path | None, notes: list[str]) -> RowSource:
-    """Rows of a file that may be absent: then there are no strips, and a note says so."""
+def evaluation_rows(run: Run) -> RowSource:
+    """The rows that were evaluated."""
+    configs = [config for name, config in run.configs.items() if name.startswith("evaluation: ")]
+    return _row_source(run, configs[0] if configs else {}, "eval")
+
+
+def training_rows(training: Training, run: Run) -> RowSource:
+    """The rows that a training saw."""
+    return _row_source(run, training.config or {}, "train")
+
+
+def _row_source(run: Run, config: dict[str, Any], split: str) -> RowSource:
+    """The rows that a configuration names, else data/SPLIT/rows.jsonl of the run folder; without a file, a note says what is missing."""
+    data = as_dict(config.get("data"))
+    path = find(run.folder, data.get("rows")) or run.folder / "data" / split / "rows.jsonl"
     if not path.is_file():
-        notes.append(f"{path} is not there: sample questions have no text and no frames.")
+        run.notes.append(f"{path} is not there: questions are shown without text and frames.")
         return NO_ROWS
     try:
         rows = [row for row in read_rows(path) if isinstance(row, Row)]
     except RowError as error:
-        notes.append(f"Rows could not be read: {error}")
+        run.notes.append(f"Rows could not be read: {error}")
         return NO_ROWS
-    return RowSource(root or path.parent, {row.problem_id: row for row in rows})
+    return RowSource(find(run.folder, data.get("root")) or path.parent, {row.problem_id: row for row in rows})
 
 
-def evaluation_rows(run: Run) -> RowSource:
-    """The rows that were evaluated: the pipeline's, or where an evaluation's configuration says."""
-    own = run.folder / "data" / "eval" / "rows.jsonl"
-    configs = [config for name, config in run.configs.items() if name.startswith("evaluation: ")]
-    return _named_rows(own, configs[0] if configs else {}, run.notes)
+def find(folder: Path, named: object) -> Path | None:
+    """A path of the configuration: the longest tail of it that is in the run folder (which may have been moved), else as it is."""
+    if not isinstance(named, str) or "\0" in named:
+        return None
+    parts = [part for part in Path(named).parts if part not in ("..", "/")]
+    tails = [folder.joinpath(*parts[start:]) for start in range(len(parts))]
+    return next((path for path in (*tails, Path(named)) if _exists(path)), None)
 
 
-def training_rows(training: Training, run: Run) -> RowSource:
-    """The rows a training saw: where its configuration says, else the pipeline's."""
-    return _named_rows(run.folder / "data" / "train" / "rows.jsonl", training.config or {}, run.notes)
-
-
-def _named_rows(own: Path, config: dict[str, Any], notes: list[str]) -> RowSource:
-    """Rows in the run folder; else those that the configuration names, if they are (still) there."""
-    data = as_dict(config.get("data"))
-    named, root = data.get("rows"), data.get("root")
-    if not own.is_file() and isinstance(named, str) and Path(named).is_file():
-        return read_row_source(Path(named), Path(root) if isinstance(root, str) else None, notes)
-    return read_row_source(own, None, notes)
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name too long for the file system, say
+        return False
 
 
 def by_problem(evaluations: Sequence[Evaluation]) -> dict[int, Answers]:

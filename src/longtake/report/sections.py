@@ -375,12 +375,12 @@ def time_spent(run: Run) -> Html | None:
         chart = plots.stacked_chart(shown, colours, unit="seconds", title="seconds per phase of training")
         parts.append(panel("Phases of training", "Summed over all steps.", chart, _time_table(shown, list(colours))))
     if run.seconds:
-        total = sum(run.seconds.values())
+        total = run.seconds.get("total") or sum(run.seconds.values())
         order = sorted(run.seconds.items(), key=lambda item: -item[1])
         listed = table(
             ("", "seconds", "share"), [(name, f"{value:.1f}", percent(value / total if total else 0.0)) for name, value in order]
         )
-        parts.append(panel("Parts of the run", "As the run wrote them; a part may hold others.", listed))
+        parts.append(panel("Parts of the run", "As the run wrote them; some hold others, and some ran side by side.", listed))
     return el("div", join(parts), class_="panels two top") if parts else None
 
 
@@ -403,7 +403,8 @@ def failures(run: Run) -> Html:
             (f"evaluation of {title_of(name)}", kind, f"{count:g}") for kind, count in _counts(evaluation.figures.get("failures")).items()
         ]
     for name, training in run.trainings.items():
-        counted = training.totals("failures") | {key: value for key, value in training.totals("count").items() if "failed" in key}
+        by_kind = {kind: count for kind, count in training.totals("failures").items() if kind != "total"}
+        counted = by_kind | {key: value for key, value in training.totals("count").items() if "failed" in key}
         rows += [(f"training of {title_of(name)}", kind, f"{count:g}") for kind, count in counted.items() if count]
     body = (
         table(("where", "kind", "how many"), rows, numeric_from=2) if rows else el("p", "None: every row, video and prompt could be used.")

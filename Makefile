@@ -31,11 +31,11 @@ test: lint unit
 
 # One torch thread per worker: the workers share the cores.
 unit: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long" -n $(WORKERS) --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long" -n $(WORKERS) --dist worksteal --durations 10
 
-# One after the other: some of them measure time.
+# One after the other: some of them measure time. (The limit is per test; a mark on the test goes before it.)
 test-long: $(STAMP)
-	$(BIN)/python -m pytest -m long
+	$(BIN)/python -m pytest -m long --timeout 2400 --durations 0
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

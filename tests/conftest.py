@@ -7,6 +7,10 @@ import random
 import sys
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("house", deadline=None, derandomize=True)  # the same examples in every run, however loaded the machine
+settings.load_profile("house")
 
 for variable, value in {
     "OMP_NUM_THREADS": "1",  # workers of pytest-xdist share the cores

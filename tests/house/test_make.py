@@ -72,5 +72,5 @@ def test_make_test_is_lint_and_the_default_tests(make):
     make("install")
     _, calls = make("test")
     assert [call.split()[0].rsplit("/", 1)[1] for call in calls] == ["ruff", "ruff", "mypy", "lint-imports", "python"]
-    assert calls[-1].endswith("-m pytest -m not long -n 2 --dist worksteal")
-    assert make("test-long")[1] == [".venv/bin/python -m pytest -m long"]
+    assert calls[-1].endswith("-m pytest -m not long -n 2 --dist worksteal --durations 10")
+    assert make("test-long")[1] == [".venv/bin/python -m pytest -m long --timeout 2400 --durations 0"]

@@ -98,7 +98,7 @@ HOSTILE = [
 def test_hostile_text_takes_no_time(text: str) -> None:
     start = time.perf_counter()
     read_letter(text, OPTIONS)
-    assert time.perf_counter() - start < 1.0  # measured at most 40 ms
+    assert time.perf_counter() - start < 1.0  # measured at most 30 ms
 
 
 @given(st.text(alphabet="ABCDabcd ().,:;-\n*'\"\\{}$ orandthebluered/", max_size=40))

@@ -62,7 +62,7 @@ def test_a_reward_without_weight_is_logged_and_counts_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("num_tokens", "reward"),
-    [(1, 0.0), (80, 0.0), (81, -0.05), (90, -0.5), (99, -0.95), (100, -1.0), (101, -1.0), (500, -1.0)],
+    [(1, 0.0), (79, 0.0), (80, 0.0), (81, -0.05), (90, -0.5), (99, -0.95), (100, -1.0), (101, -1.0), (500, -1.0)],
 )
 def test_overlong_by_hand(num_tokens: int, reward: float) -> None:
     assert overlong_reward(num_tokens, max_new_tokens=100, cache_tokens=20) == pytest.approx(reward, abs=1e-15)

@@ -68,8 +68,8 @@ class VideoConfig(Section):
     """When set: at most this many frames per second, still bounded by max_frames."""
     min_pixels_per_frame: int = Field(default=28 * 28, ge=28 * 28)
     """A frame is enlarged to at least this many pixels."""
-    max_pixels_per_frame: int = Field(default=448 * 448, ge=28 * 28)
-    """A frame is reduced to at most this many pixels, sides rounded to whole patches."""
+    max_pixels_per_frame: int | None = Field(default=None, ge=28 * 28)
+    """A frame is reduced to at most this many pixels, sides rounded to whole patches; None: what the checkpoint asks for, at most 448 x 448."""
     max_video_tokens: int | None = Field(default=None, ge=1)
     """Token budget per video (frames x pixels); None: no budget."""
     overflow: Literal["fewer_pixels", "fewer_frames", "error"] = "fewer_pixels"
@@ -81,7 +81,7 @@ class VideoConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.min_pixels_per_frame > self.max_pixels_per_frame:
+        if self.max_pixels_per_frame is not None and self.min_pixels_per_frame > self.max_pixels_per_frame:
             raise broken(
                 f"min_pixels_per_frame = {self.min_pixels_per_frame}, max_pixels_per_frame = {self.max_pixels_per_frame}",
                 "the smallest frame must not be larger than the largest",

@@ -25,6 +25,8 @@ class VideoSource:
     """
 
     def __init__(self, model: Model, config: VideoConfig, phases: Phases, memory_bytes: int = 4 << 30) -> None:
+        if config.max_pixels_per_frame is None:
+            config = config.model_copy(update={"max_pixels_per_frame": max(model.max_pixels_per_frame, config.min_pixels_per_frame)})
         self._model, self._config, self._phases = model, config, phases
         self._memory_bytes = memory_bytes
         self._frames: dict[str, Frames] = {}

@@ -37,6 +37,8 @@ class Model(Protocol):
     """Frame sides are whole multiples of this many pixels."""
     temporal_patch: int
     """Frames per temporal group."""
+    max_pixels_per_frame: int
+    """Resolution the checkpoint asks for, for a configuration that names none; at most video.sample.DEFAULT_MAX_PIXELS."""
     tokens_per_second: float
     """Temporal positions per second of video, from the checkpoint."""
     end_id: int

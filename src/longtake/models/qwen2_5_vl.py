@@ -26,6 +26,7 @@ from longtake.models.positions import Grid, mrope_positions, num_video_tokens, t
 from longtake.models.quiet import no_library_progress
 from longtake.observe.digest import digest_of
 from longtake.types import Frames, VideoTokens
+from longtake.video.sample import DEFAULT_MAX_PIXELS
 
 MEDIA_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
 """Sampled, one of these would make the next forward miscount its features; they are banned."""
@@ -51,6 +52,7 @@ class Qwen2_5VL:
         vision: Any = hf.config.vision_config
         self.temporal_patch: int = vision.temporal_patch_size
         self.patch_multiple: int = vision.patch_size * vision.spatial_merge_size
+        self.max_pixels_per_frame = min(int(video_processor.size["longest_edge"]), DEFAULT_MAX_PIXELS)
         self.tokens_per_second: float = vision.tokens_per_second
         self.video_token_id: int = hf.config.video_token_id
         self.end_id: int = tokenizer.eos_token_id

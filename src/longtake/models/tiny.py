@@ -90,6 +90,8 @@ class TinySizes:
     vision_mlp: int = 384
     tokens_per_second: int = 2
     max_positions: int = 32_768
+    max_pixels: int = 28 * 28
+    """Per frame; one token per pair of frames."""
 
 
 def build_tokenizer(texts: Iterable[str], vocab_size: int = TinySizes.vocab_size) -> Qwen2Tokenizer:
@@ -186,12 +188,12 @@ def build_tiny(out_dir: Path, texts: Iterable[str], seed: int, sizes: TinySizes 
     out_dir.mkdir(parents=True, exist_ok=True)
     with no_library_progress():
         model.save_pretrained(out_dir)
-    _save_processor(tokenizer, out_dir)
+    _save_processor(tokenizer, out_dir, sizes.max_pixels)
     return out_dir
 
 
-def _save_processor(tokenizer: Qwen2Tokenizer, out_dir: Path) -> None:
-    size = {"shortest_edge": 28 * 28, "longest_edge": 448 * 448}
+def _save_processor(tokenizer: Qwen2Tokenizer, out_dir: Path, max_pixels: int) -> None:
+    size = {"shortest_edge": 28 * 28, "longest_edge": max_pixels}
     image = Qwen2VLImageProcessor(size=size)
     # what transformers has no default for is written out, so that a later version's default cannot change the pixels
     video = Qwen2VLVideoProcessor(size=size, cap_pixels_per_frame=False, do_sample_frames=False)

@@ -39,13 +39,21 @@ class FramePlan:
     """F / temporal_patch * Y / patch_multiple * X / patch_multiple."""
 
 
+DEFAULT_MAX_PIXELS = 448 * 448
+"""Per frame, where neither the configuration nor a checkpoint says anything."""
+
+
+def max_pixels(config: VideoConfig) -> int:
+    return config.max_pixels_per_frame or DEFAULT_MAX_PIXELS
+
+
 def plan_frames(info: VideoInfo, config: VideoConfig, patch_multiple: int, temporal_patch: int) -> FramePlan:
     """Choose times and size. `patch_multiple`: pixels per token side; `temporal_patch`: frames per token.
 
     Raises VideoLimitError (aspect ratio), PromptTooLongError (budget, by policy), ConfigError (settings that contradict each other).
     """
     num_frames, strategy = _num_frames(info, config, temporal_patch)
-    size = smart_resize(info, patch_multiple, config.min_pixels_per_frame, config.max_pixels_per_frame)
+    size = smart_resize(info, patch_multiple, config.min_pixels_per_frame, max_pixels(config))
     wanted = (num_frames, size)
     budget = config.max_video_tokens
     if budget is not None and _tokens(num_frames, size, patch_multiple, temporal_patch) > budget:

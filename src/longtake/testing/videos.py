@@ -14,6 +14,8 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.audio.stream import AudioStream
+from av.video.stream import VideoStream
 
 from longtake.config.sections import VideoLimits
 from longtake.errors import (
@@ -58,12 +60,14 @@ def write_video(
     """Any codec FFmpeg can write, at any times. `rotation`: (degrees, mirror x, mirror y) of the display matrix.
     `ticks`: per second, of the encoder's clock."""
     with av.open(str(path), "w", format=container, container_options=container_options or {}) as out:
-        stream = out.add_stream(codec, rate=Fraction(30))
+        last_gap = Fraction(times_s[-1] - times_s[-2] if len(times_s) > 1 else 1 / 30).limit_denominator(1000)
+        stream = out.add_stream(codec, rate=1 / last_gap)  # tells how long the last frame is shown
+        assert isinstance(stream, VideoStream)
         stream.width, stream.height, stream.pix_fmt = width, height, pixel_format
         stream.codec_context.time_base = Fraction(1, ticks)
         stream.codec_context.gop_size = gop
         stream.codec_context.thread_count = 1
-        stream.options = options or {}
+        stream.options = dict(options or {})
         if rotation is not None:
             stream.set_display_rotation(rotation[0], hflip=rotation[1], vflip=rotation[2])
         for number, time_s in enumerate(times_s):
@@ -86,9 +90,11 @@ def write_audio(path: Path, codec: str = "aac", seconds: float = 1.0, container:
     rate = 44_100
     with av.open(str(path), "w", format=container) as out:
         stream = out.add_stream(codec, rate=rate, layout="mono")
+        assert isinstance(stream, AudioStream)
         tone = (np.sin(np.arange(round(rate * seconds)) * 0.05) * 8000).astype(np.int16)[None, :]
         frame = av.AudioFrame.from_ndarray(tone, format="s16", layout="mono")
-        frame.sample_rate, frame.pts = rate, 0
+        frame.sample_rate = rate
+        frame.pts = 0
         out.mux(stream.encode(frame))
         out.mux(stream.encode(None))
     return path
@@ -440,7 +446,7 @@ HOSTILE: dict[str, Hostile] = {
     "time_backwards": Hostile(_time_backwards, VideoDamagedError, "backwards"),
     "joined_streams": Hostile(_joined_streams, VideoDamagedError, "data is missing"),
     "size_change": Hostile(_size_change(64, 80), VideoDamagedError, "size changes"),
-    "size_change_huge": Hostile(_size_change(720, 1280), VideoError, ""),
+    "size_change_huge": Hostile(_size_change(720, 1280), VideoLimitError, "1280x720"),
     "frame_0x0": Hostile(lambda folder: _raw_avi(folder, 0, 0), VideoDamagedError, ""),
     "frame_60000x60000": Hostile(lambda folder: _raw_avi(folder, 60_000, 60_000), VideoLimitError, "pixels"),
     "frame_over_limit": Hostile(lambda folder: good_mp4(folder / "v.mp4", 1, height=480, width=640), VideoLimitError, "640x480"),

@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 from av.packet import Packet
 from av.video.frame import VideoFrame
@@ -145,7 +146,7 @@ def decode_from(source: Source, times_s: Sequence[float] | np.ndarray, size: tup
         try:
             _Walk(source, targets, sink).run()
             return DecodedFrames(sink.pixels, sink.times_s, sink.num_decoded, sequential=False)
-        except _NotSeekableError:
+        except (_NotSeekableError, av.FFmpegError):  # if the file is damaged, decoding in sequence says so
             sink = _Sink(source, size, len(targets), num_decoded=sink.num_decoded)
     _decode_in_sequence(source, targets, sink)
     return DecodedFrames(sink.pixels, sink.times_s, sink.num_decoded, sequential=True)
@@ -162,7 +163,7 @@ def _checked(source: Source, sink: _Sink, frames: list[VideoFrame], from_pts: in
     for frame in frames:
         sink.count(frame)
         if pts_of(frame) < from_pts:
-            continue  # leading frames of an open group: they need what lies before the keyframe
+            continue
         if frame.is_corrupt:
             source.damaged(f"the frame at {float(pts_of(frame) * source.time_base):.3f} s cannot be decoded")
         yield frame
@@ -176,6 +177,8 @@ def _decode_in_sequence(source: Source, targets: list[int], sink: _Sink) -> None
     shown: VideoFrame | None = None
     done = 0
     for packet in source.container.demux(source.stream):
+        if packet.pts is not None and packet.pts < first.pts:
+            continue  # a leading frame of an open group, see _Walk._feed
         for frame in _checked(source, sink, packet.decode(), first.pts):
             if shown is not None and pts_of(frame) < pts_of(shown):
                 source.damaged(f"time runs backwards after {float(pts_of(shown) * source.time_base):.3f} s")
@@ -287,9 +290,11 @@ class _Walk:
 
     def _feed(self) -> None:
         packet = self.ahead.popleft()
-        assert packet.pts is not None and packet.dts is not None
+        assert self.start is not None and packet.pts is not None and packet.dts is not None
         self.fed_dts = packet.dts
         self.fed_pts.add(packet.pts)
+        if packet.pts < self.start.pts:
+            return  # a leading frame of an open group: it needs what lies before the keyframe, and nothing shown later needs it
         needed = packet.is_keyframe or (bool(self.waiting) and packet.pts == self.waiting[-1][1])
         self.source.stream.codec_context.skip_frame = "DEFAULT" if needed else "NONREF"
         self._take(packet.decode())

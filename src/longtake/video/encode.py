@@ -44,7 +44,6 @@ class VideoWriter:
         self.path, self.width, self.height = Path(path), width, height
         self._partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
         self._last_ticks: int | None = None
-        self._ticks_per_frame = max(1, round(TICKS_PER_SECOND / fps))
         self._container = av.open(str(self._partial), "w", format="mp4")
         self._stream = self._add_stream(fps, gop, crf, preset, bframes)
 
@@ -71,7 +70,7 @@ class VideoWriter:
             )
         self._last_ticks = ticks
         frame = av.VideoFrame.from_ndarray(rgb, format="rgb24").reformat(format="yuv420p", threads=1)
-        frame.pts, frame.time_base, frame.duration = ticks, Fraction(1, TICKS_PER_SECOND), self._ticks_per_frame
+        frame.pts, frame.time_base = ticks, Fraction(1, TICKS_PER_SECOND)
         self._container.mux(self._stream.encode(frame))
 
     def close(self) -> None:

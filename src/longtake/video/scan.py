@@ -197,7 +197,7 @@ def _check_count(path: Path, num_frames: int, limits: VideoLimits) -> None:
 def _check_declared_end(path: Path, container: InputContainer, end_s: float) -> None:
     if container.duration is None:
         return
-    declared_s = (container.duration + (container.start_time or 0)) / av.time_base
+    declared_s = container.duration / av.time_base  # of the end in Matroska, from the start elsewhere: never more than the end
     if end_s < declared_s - max(2.0, 0.1 * declared_s):
         _raise_truncated(path, f"its header says {declared_s:.1f} s but its data ends at {end_s:.1f} s")
 

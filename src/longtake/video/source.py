@@ -99,9 +99,23 @@ def open_source(path: Path, limits: VideoLimits, threads: int = 1) -> Iterator[S
             context.thread_count = threads
             if threads > 1:
                 context.thread_type = "AUTO"
-            yield _checked_source(path, size_bytes, limits, container, stream, scan(path, file, size_bytes, limits, container, stream))
+            with _oversized_frame_as_limit(path, stream, limits):
+                tally = scan(path, file, size_bytes, limits, container, stream)
+                yield _checked_source(path, size_bytes, limits, container, stream, tally)
         finally:
             container.close()
+
+
+@contextmanager
+def _oversized_frame_as_limit(path: Path, stream: VideoStream, limits: VideoLimits) -> Iterator[None]:
+    """A decoder that refused a frame for its size (before allocating it) has that size on record."""
+    try:
+        yield
+    except av.FFmpegError as error:
+        width, height = stream.codec_context.width, stream.codec_context.height
+        if width * height > limits.max_frame_pixels:
+            raise limit_error(path, f"a frame of {width}x{height} pixels", "max_frame_pixels", limits.max_frame_pixels) from error
+        raise
 
 
 @contextmanager

@@ -49,7 +49,7 @@ METRICS = (
     Metric("mismatch/*", "mean", "|sampler - policy| log-prob"),
     Metric("rollout/*", "mean", "lengths and shares of finish reasons"),
     Metric("optimizer/*", "mean", "learning rate, gradient norm: equal on all ranks"),
-    Metric("video/*", "mean", "frames and tokens per video"),
+    Metric("video/*", "mean", "videos served since this process started, so not after a resume", reproducible=False),
     Metric("accuracy/*", "mean", "accuracy on training rows"),
     Metric("validation/*", "mean", "accuracy, format rate and loss on the fixed validation rows"),
 )

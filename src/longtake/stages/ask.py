@@ -25,7 +25,7 @@ from longtake.video.subtitles import read_srt
 def run(config: AskConfig) -> None:
     """Print the reasoning and the answer on stdout; tokens, seconds and memory on stderr."""
     started, phases = time.perf_counter(), Phases()
-    reference = DigestIndex(None).ref(regular_file(config.video))
+    reference = DigestIndex(None, max_bytes=config.frames.limits.max_bytes).ref(regular_file(config.video))
     model = load_model(config.model)
     tokens = VideoSource(model, config.frames, phases).tokens(reference)
     prompt = render_prompt(example_of(config), tokens, model, config.prompt)

@@ -27,7 +27,8 @@ def run(config: BenchDecodeConfig) -> None:
         print(json.dumps(asdict(found)))
         return
     say(
-        f"{found.num_frames} frames of {found.video_seconds:.0f} s at {found.fps:g} fps: {found.seconds:.1f} s, {found.frames_decoded:,} frames "
-        f"decoded (any decoder needs {found.bound:,}); everything: {found.sequential_seconds:.1f} s, {found.sequential_frames:,} frames; "
-        f"{found.ratio:.1f} times faster, frames {'identical' if found.identical else 'DIFFERENT'}"
+        f"{found.num_frames} frames of {found.video_seconds:.0f} s at {found.fps:g} fps: {found.seconds:.1f} s, {found.frames_decoded:,} "
+        f"frames decoded (any decoder needs {found.bound:,}); everything: {found.sequential_seconds:.1f} s, "
+        f"{found.sequential_frames:,} frames; {found.ratio:.1f} times faster, "
+        f"frames {'identical' if found.identical else 'DIFFERENT'}"
     )

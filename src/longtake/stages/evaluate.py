@@ -115,6 +115,7 @@ def print_summary(name: str, summary: Summary, console: Console | None = None) -
         f"failures (counted as wrong): {failures}",
         markup=False,
         highlight=False,
+        soft_wrap=True,
     )
 
 

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from longtake.config.stages import RlConfig
-from longtake.errors import NoSignalError
+from longtake.errors import ConfigError, NoSignalError
 from longtake.observe.lines import JsonLines
 from longtake.observe.progress import say
 from longtake.rewards import Rewards
 from longtake.rollout.transformers_engine import TransformersEngine
 from longtake.stages.rl_rollout import Sampled, group_advantages, rollout_metrics, sample_groups
-from longtake.stages.rl_update import Updated, update, update_metrics
+from longtake.stages.rl_update import update, update_metrics
 from longtake.stages.training_run import TrainingRun
 from longtake.training.reference import Reference
+from longtake.types import Group
 
 MAX_STEPS_WITHOUT_SIGNAL = 20
 """So many steps in a row without one group to learn from are no bad luck."""
@@ -27,37 +28,55 @@ def run(config: RlConfig) -> None:
 
     Raises MismatchError when sampler and policy disagree, NoSignalError when the rewards have nothing to say for many steps.
     """
+    refuse_dropout(config)
     run = TrainingRun(config, "rl")
     reference = Reference(run.model) if config.algorithm.kl.coefficient > 0 else None  # of the starting weights: before any resume
     rewards = Rewards(config.rewards, config.rollout.max_new_tokens, config.algorithm.overlong)
     engine = TransformersEngine(run.model, config.rollout.max_rows)
-    run.start(config.steps)
+    run.start(config.steps, config.updates_per_step)
     with run, JsonLines(config.out / "takes.jsonl", resume_at=run.step if run.resumed else None) as takes_log:
+        run.begin()
         while not run.finished():
             sampled = sample_groups(run, config, engine, rewards)
             estimates = group_advantages(run, config, sampled, reference)
-            metrics = rollout_metrics(config, sampled, estimates) | run.source.metrics()
+            metrics = rollout_metrics(sampled, estimates) | run.failure_metrics(sampled.failures) | run.source.metrics()
+            policy_logprobs: list[Tensor] = []
             if sampled.groups:
-                lr = run.optimizer.lr
                 updated = update(run, config, sampled.groups, sampled.valid, estimates, reference)
-                metrics |= update_metrics(updated, lr)
-                for record in take_records(sampled, estimates, updated):
-                    takes_log.append(run.step + 1, record)
-                takes_log.sync()
-            check_signal(run, estimates)
+                metrics |= update_metrics(updated)
+                policy_logprobs = updated.policy_logprobs
+            for record in take_records(sampled, estimates, policy_logprobs):
+                takes_log.append(run.step + 1, record)
+            takes_log.sync()
+            count_signal(run, estimates)
             run.end_step(sampled.position, metrics, reward=metrics.get("reward/total", 0.0))
-    best = f"; best validation accuracy {run.best.accuracy:.3f} at step {run.best.step}" if run.validation else ""
-    say(f"rl: done at step {run.step}{best}")
+            refuse_silence(run)
+    say(f"rl: done at step {run.step}{run.best}")
 
 
-def check_signal(run: TrainingRun, estimates: list[Tensor]) -> None:
-    """Count steps in which nothing could be learned. A step without groups makes no update, and says so."""
+def refuse_dropout(config: RlConfig) -> None:
+    """Raises ConfigError: with dropout the policy that is updated is not the one that sampled."""
+    if config.model.lora is not None and config.model.lora.dropout > 0:
+        raise ConfigError(
+            f"model.lora.dropout = {config.model.lora.dropout} in RL",
+            rule="the policy that is updated is the one that sampled, and sampling has no dropout",
+            remedy="set model.lora.dropout = 0",
+        )
+
+
+def count_signal(run: TrainingRun, estimates: Sequence[Tensor]) -> None:
+    """Count steps in a row in which nothing could be learned. A step without groups makes no update, and says so."""
     if any(bool((estimate != 0).any()) for estimate in estimates):
         run.steps_without_signal = 0
         return
     run.steps_without_signal += 1
     say(f"rl: step {run.step + 1}: no group with different rewards; nothing to learn from", style="yellow")
+
+
+def refuse_silence(run: TrainingRun) -> None:
+    """Raises NoSignalError after MAX_STEPS_WITHOUT_SIGNAL steps without signal; what was done until then is saved."""
     if run.steps_without_signal >= MAX_STEPS_WITHOUT_SIGNAL:
+        run.save_if_new()
         raise NoSignalError(
             f"{run.steps_without_signal} steps in a row without a group whose rewards differ",
             rule="GRPO learns from differences inside a group",
@@ -65,23 +84,33 @@ def check_signal(run: TrainingRun, estimates: list[Tensor]) -> None:
         )
 
 
-def take_records(sampled: Sampled, estimates: list[Tensor], updated: Updated) -> Iterator[dict[str, Any]]:
-    """One JSON record per take: what was said, what it earned, how likely it was to the sampler and to the policy."""
-    logprobs = iter(updated.policy_logprobs)
-    for group, numbers in zip(sampled.groups, estimates, strict=True):
-        for index, (take, advantage) in enumerate(zip(group.takes, numbers, strict=True)):
-            yield {
-                "problem_id": group.example.problem_id,
-                "take": index,
-                "text": take.text,
-                "finish_reason": take.finish_reason,
-                "rewards": {name: float(values[index]) for name, values in group.rewards.items()},
-                "total_reward": float(group.total_reward[index]),
-                "advantage": float(advantage),
-                "token_ids": take.token_ids.tolist(),
-                "sampler_logprobs": take.sampler_logprobs.tolist(),
-                "policy_logprobs": next(logprobs).tolist(),
-                "weights_version": take.weights_version,
-                "prompt_digest": group.prompt.digest,
-                "video_digests": [span.tokens.digest for span in group.prompt.spans],
-            }
+def take_records(sampled: Sampled, estimates: Sequence[Tensor], policy_logprobs: Sequence[Tensor]) -> Iterator[dict[str, Any]]:
+    """One JSON record per take: what was said, what it earned, how likely it was to the sampler and to the policy.
+
+    Takes of a group that dynamic sampling threw away are there too; the policy never scored them, so those log-probs are null.
+    """
+    scored = iter(policy_logprobs)
+    for group, advantages in zip(sampled.groups, estimates, strict=True):
+        for index, advantage in enumerate(advantages.tolist()):
+            yield take_record(group, index) | {"advantage": advantage, "policy_logprobs": next(scored).tolist(), "dropped": False}
+    for group in sampled.dropped:
+        for index in range(len(group.takes)):
+            yield take_record(group, index) | {"advantage": 0.0, "policy_logprobs": None, "dropped": True}
+
+
+def take_record(group: Group, index: int) -> dict[str, Any]:
+    """What is known of a take before any update."""
+    take = group.takes[index]
+    return {
+        "problem_id": group.example.problem_id,
+        "take": index,
+        "text": take.text,
+        "finish_reason": take.finish_reason,
+        "rewards": {name: float(values[index]) for name, values in group.rewards.items()},
+        "total_reward": float(group.total_reward[index]),
+        "token_ids": take.token_ids.tolist(),
+        "sampler_logprobs": take.sampler_logprobs.tolist(),
+        "weights_version": take.weights_version,
+        "prompt_digest": group.prompt.digest,
+        "video_digests": [span.tokens.digest for span in group.prompt.spans],
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -11,17 +12,12 @@ from torch import Tensor
 from longtake.algorithms.advantages import advantages, is_uniform
 from longtake.algorithms.kl import subtract_kl
 from longtake.config.stages import RlConfig
-from longtake.data.order import positions
-from longtake.data.render import render_prompt
-from longtake.errors import PromptTooLongError, VideoError
-from longtake.observe.progress import say
 from longtake.rewards import Rewards
-from longtake.rollout.engine import RolloutRequest, SamplingParams
-from longtake.rollout.transformers_engine import TransformersEngine
-from longtake.stages.training_run import TrainingRun
-from longtake.training.batch import take_batch
+from longtake.rollout.engine import Engine, RolloutRequest, SamplingParams
+from longtake.stages.training_run import Asked, TrainingRun
+from longtake.training.batch import split_by_tokens, take_batch
 from longtake.training.reference import Reference
-from longtake.types import Example, Group, Prompt
+from longtake.types import Group
 
 
 @dataclass
@@ -31,27 +27,30 @@ class Sampled:
     groups: list[Group] = field(default_factory=list)
     valid: list[Tensor] = field(default_factory=list)
     """bool [G] per group: takes that a gradient may be taken from."""
+    dropped: list[Group] = field(default_factory=list)
+    """Groups thrown away by dynamic sampling: not learned from, but logged and counted like the others."""
     position: int = 0
     """Data position after the step."""
     rounds: int = 0
-    dropped_uniform: int = 0
-    """Groups thrown away by dynamic sampling."""
     failures: Counter[str] = field(default_factory=Counter)
     """Prompts that could not be made, by kind of error: they keep their place in the data order."""
+    kl_penalty: list[Tensor] = field(default_factory=list)
+    """[G] per group: the KL taken from the rewards, weighted; empty unless kl.place is reward."""
 
 
-def sample_groups(run: TrainingRun, config: RlConfig, engine: TransformersEngine, rewards: Rewards) -> Sampled:
+def sample_groups(run: TrainingRun, config: RlConfig, engine: Engine, rewards: Rewards) -> Sampled:
     """One round of prompts; with dynamic sampling up to max_rounds, until enough groups have something to compare."""
     sampled = Sampled(position=run.position)
     dynamic = config.algorithm.dynamic_sampling
-    for sampled.rounds in range(1, (dynamic.max_rounds if dynamic else 1) + 1):
+    for round_number in range(1, (dynamic.max_rounds if dynamic else 1) + 1):
+        sampled.rounds = round_number
         wanted = config.prompts_per_step - len(sampled.groups)
-        indices = positions(sampled.position, wanted, len(run.examples), config.seed)
+        asked, failures = run.ask(sampled.position, wanted)
         sampled.position += wanted
-        asked = render_prompts(run, config, [run.examples[index] for index in indices], sampled.failures)
+        sampled.failures += failures
         for group, valid in answer(run, config, engine, rewards, asked):
             if dynamic and is_uniform(group.total_reward, valid):
-                sampled.dropped_uniform += 1
+                sampled.dropped.append(group)
             else:
                 sampled.groups.append(group)
                 sampled.valid.append(valid)
@@ -60,34 +59,21 @@ def sample_groups(run: TrainingRun, config: RlConfig, engine: TransformersEngine
     return sampled
 
 
-def render_prompts(run: TrainingRun, config: RlConfig, examples: list[Example], failures: Counter[str]) -> list[tuple[Example, Prompt]]:
-    """Prompts with their videos decoded and encoded once; a row that fails is counted and said, never replaced."""
-    asked = []
-    for example in examples:
-        try:
-            video = example.video if config.data.with_video else None
-            tokens = run.source.tokens(video) if video is not None else None
-            asked.append((example, render_prompt(example, tokens, run.model, config.prompt)))
-        except (VideoError, PromptTooLongError) as error:
-            failures[type(error).__name__] += 1
-            say(f"row {example.problem_id} gives no group: {error}", style="yellow")
-    return asked
+def answer(run: TrainingRun, config: RlConfig, engine: Engine, rewards: Rewards, asked: Sequence[Asked]) -> list[tuple[Group, Tensor]]:
+    """G takes per prompt, scored.
 
-
-def answer(
-    run: TrainingRun, config: RlConfig, engine: TransformersEngine, rewards: Rewards, asked: list[tuple[Example, Prompt]]
-) -> list[tuple[Group, Tensor]]:
-    """G takes per prompt, scored."""
+    Random numbers are drawn by data position, not by problem id: a row that comes twice in a step (a small set, a second round of
+    dynamic sampling) is answered anew.
+    """
     rollout = config.rollout
     params = SamplingParams(rollout.num_takes, rollout.temperature, rollout.max_new_tokens, config.seed, run.step)
     with run.phases("rollout"):
-        requests = [RolloutRequest(example.problem_id, prompt) for example, prompt in asked]
-        takes = engine.generate(requests, params) if requests else []
+        takes = engine.generate([RolloutRequest(row.position, row.prompt) for row in asked], params) if asked else []
     with run.phases("reward"):
-        scores = [rewards.score(example, group) for (example, _), group in zip(asked, takes, strict=True)]
+        scores = [rewards.score(row.example, group) for row, group in zip(asked, takes, strict=True)]
     return [
-        (Group(example, prompt, group, score.named, score.total), score.valid)
-        for (example, prompt), group, score in zip(asked, takes, scores, strict=True)
+        (Group(row.example, row.prompt, group, score.named, score.total), score.valid)
+        for row, group, score in zip(asked, takes, scores, strict=True)
     ]
 
 
@@ -96,44 +82,57 @@ def group_advantages(run: TrainingRun, config: RlConfig, sampled: Sampled, refer
     totals = [group.total_reward for group in sampled.groups]
     if reference is not None and config.algorithm.kl.place == "reward":
         with run.phases("reference"):
-            totals = [minus_kl(run, config, group, reference) for group in sampled.groups]
+            pairs = zip(sampled.groups, sampled.valid, strict=True)
+            reduced = [minus_kl(run, config, group, valid, reference) for group, valid in pairs]
+        sampled.kl_penalty = [total - less for total, less in zip(totals, reduced, strict=True)]
+        totals = reduced
     return advantages(totals, config.algorithm, sampled.valid)
 
 
-def minus_kl(run: TrainingRun, config: RlConfig, group: Group, reference: Reference) -> Tensor:
+def minus_kl(run: TrainingRun, config: RlConfig, group: Group, valid: Tensor, reference: Reference) -> Tensor:
     """A group's total rewards [G] less the KL of its takes; a uniform group stays uniform, it must not train on the KL's noise."""
-    if is_uniform(group.total_reward):
+    if is_uniform(group.total_reward, valid):
         return group.total_reward
-    batch = take_batch([group.prompt] * len(group.takes), group.takes, run.model.device)
-    ref_lp = reference.logprobs(batch, config.rollout.temperature)
-    rewards = group.total_reward.to(ref_lp.device)
-    return subtract_kl(rewards, batch.sampler_logprobs, ref_lp, batch.response_mask, config.algorithm.kl).cpu()
+    reduced = group.total_reward.clone()
+    lengths = [len(group.prompt.token_ids) + len(take.token_ids) for take in group.takes]
+    for part in split_by_tokens(lengths, config.micro_batch_tokens):
+        batch = take_batch([group.prompt] * len(part), [group.takes[index] for index in part], run.model.device)
+        ref_lp = reference.logprobs(batch, config.rollout.temperature)
+        rewards = group.total_reward[part].to(ref_lp.device)
+        less = subtract_kl(rewards, batch.sampler_logprobs, ref_lp, batch.response_mask, config.algorithm.kl)
+        reduced[part] = less.to(reduced)
+    return reduced
 
 
-def rollout_metrics(config: RlConfig, sampled: Sampled, estimates: list[Tensor]) -> dict[str, float]:
-    """What the step sampled: each named reward apart, lengths, stop reasons, uniform groups, failures."""
-    takes = [take for group in sampled.groups for take in group.takes]
+def rollout_metrics(sampled: Sampled, estimates: Sequence[Tensor]) -> dict[str, float]:
+    """What the step sampled: each named reward apart, lengths, stop reasons, uniform groups.
+
+    Over ALL takes, those of dropped groups included: a mean over the groups that were kept would say nothing about the policy.
+    """
+    groups = [*sampled.groups, *sampled.dropped]
+    takes = [take for group in groups for take in group.takes]
     metrics = {
         "count/groups": float(len(sampled.groups)),
         "count/takes": float(len(takes)),
         "count/rounds": float(sampled.rounds),
-        "count/dropped_uniform_groups": float(sampled.dropped_uniform),
-        "failures/total": float(sum(sampled.failures.values())),
-        **{f"failures/{kind}": float(count) for kind, count in sampled.failures.items()},
+        "count/dropped_uniform_groups": float(len(sampled.dropped)),
     }
     if not takes:
         return metrics
     lengths = torch.tensor([len(take.token_ids) for take in takes], dtype=torch.float64)
-    uniform = [is_uniform(group.total_reward, valid) for group, valid in zip(sampled.groups, sampled.valid, strict=True)]
-    names = sampled.groups[0].rewards
+    pairs = zip(sampled.groups, sampled.valid, strict=True)
+    num_uniform = len(sampled.dropped) + sum(is_uniform(group.total_reward, valid) for group, valid in pairs)
+    if estimates:
+        metrics["advantage/abs"] = float(torch.cat(list(estimates)).abs().mean())
+    if sampled.kl_penalty:
+        metrics["reward/kl_penalty"] = float(torch.cat(sampled.kl_penalty).mean())
     return metrics | {
-        **{f"reward/{name}": float(torch.cat([group.rewards[name] for group in sampled.groups]).mean()) for name in names},
-        "reward/total": float(torch.cat([group.total_reward for group in sampled.groups]).mean()),
-        "group/uniform": sum(uniform) / len(uniform),
-        "advantage/abs": float(torch.cat(estimates).abs().mean()),
+        **{f"reward/{name}": float(torch.cat([group.rewards[name] for group in groups]).mean()) for name in groups[0].rewards},
+        "reward/total": float(torch.cat([group.total_reward for group in groups]).mean()),
+        "group/uniform": num_uniform / len(groups),
         "rollout/response_tokens": float(lengths.mean()),
         "rollout/response_tokens/max": float(lengths.max()),
         "rollout/truncated": sum(take.finish_reason == "length" for take in takes) / len(takes),
         "tokens/response": float(lengths.sum()),
-        "tokens/prompt": float(sum(len(group.prompt.token_ids) for group in sampled.groups)),
+        "tokens/prompt": float(sum(len(group.prompt.token_ids) for group in groups)),
     }

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 from longtake.config.stages import SftConfig
-from longtake.data.order import positions
-from longtake.data.render import render_prompt, response_ids
-from longtake.errors import PromptTooLongError, VideoError
+from longtake.data.render import response_ids
 from longtake.observe.progress import say
-from longtake.stages.training_run import TrainingRun
+from longtake.stages.training_run import Asked, TrainingRun
 from longtake.training.batch import sft_batch
 from longtake.training.sft_loss import sft_loss
 from longtake.training.trainable import training_mode
-from longtake.types import Example, Prompt
 
 
 def run(config: SftConfig) -> None:
@@ -21,31 +19,27 @@ def run(config: SftConfig) -> None:
     run = TrainingRun(config, "sft")
     total = config.max_steps or math.ceil(config.epochs * len(run.examples) / config.batch_size)
     with run.start(total):
+        run.begin()
         while not run.finished():
-            stop = run.position + config.batch_size
-            rows = [run.examples[i] for i in positions(run.position, config.batch_size, len(run.examples), config.seed)]
-            metrics = train_step(run, config, rows)
-            run.end_step(stop, metrics, loss=metrics["loss/sft"])
-    say(
-        f"sft: done at step {run.step}; best validation accuracy {run.best.accuracy:.3f} at step {run.best.step}"
-        if run.validation
-        else "sft: done"
-    )
+            asked, failures = run.ask(run.position, config.batch_size)
+            metrics = train_step(run, config, asked, failures)
+            run.end_step(run.position + config.batch_size, metrics, loss=metrics.get("loss/sft", math.nan))
+    say(f"sft: done at step {run.step}{run.best}")
 
 
-def train_step(run: TrainingRun, config: SftConfig, rows: list[Example]) -> dict[str, float]:
-    """One optimizer step over `rows`, every response token weighed once whatever the micro-batches."""
-    asked, failed = render_rows(run, config, rows)
+def train_step(run: TrainingRun, config: SftConfig, asked: list[Asked], failures: Counter[str]) -> dict[str, float]:
+    """One optimizer step over the rows asked, every response token weighed once whatever the micro-batches. No row: no update."""
+    counts = {"count/rows": float(len(asked))} | run.failure_metrics(failures)
     if not asked:
-        return {"loss/sft": math.nan, "count/failed_rows": float(failed), "count/rows": 0.0}
-    responses = [response_ids(example, run.model) for example, _ in asked]
+        return counts
+    responses = [response_ids(row.example, run.model) for row in asked]
     num_tokens = sum(len(response) for response in responses)
     loss_sum = 0.0
     for start in range(0, len(asked), config.micro_batch_size):
         chunk = slice(start, start + config.micro_batch_size)
-        examples, prompts = zip(*asked[chunk], strict=True)
+        prompts = [row.prompt for row in asked[chunk]]
         if run.model.train_vision:
-            prompts = run.with_live_tower(examples, prompts)
+            prompts = run.with_live_tower([row.example for row in asked[chunk]], prompts)
         with run.phases("update"), training_mode(run.model):
             loss = sft_loss(run.model, sft_batch(prompts, responses[chunk], run.model.device), num_tokens)
             loss.backward()
@@ -53,25 +47,10 @@ def train_step(run: TrainingRun, config: SftConfig, rows: list[Example]) -> dict
     lr = run.optimizer.lr
     with run.phases("update"):
         norm = run.optimizer.step()
-    return {
+    return counts | {
         "loss/sft": loss_sum,
         "optimizer/lr": lr,
         "optimizer/grad_norm": norm,
         "tokens/response": float(num_tokens),
-        "tokens/prompt": float(sum(len(prompt.token_ids) for _, prompt in asked)),
-        "count/rows": float(len(asked)),
-        "count/failed_rows": float(failed),
+        "tokens/prompt": float(sum(len(row.prompt.token_ids) for row in asked)),
     }
-
-
-def render_rows(run: TrainingRun, config: SftConfig, rows: list[Example]) -> tuple[list[tuple[Example, Prompt]], int]:
-    """Prompts with their videos encoded, and how many rows failed: those keep their place in the data order and teach nothing."""
-    asked = []
-    for example in rows:
-        try:
-            video = example.video if config.data.with_video else None
-            tokens = run.source.tokens(video) if video is not None else None
-            asked.append((example, render_prompt(example, tokens, run.model, config.prompt)))
-        except (VideoError, PromptTooLongError) as error:
-            say(f"row {example.problem_id} teaches nothing in this step: {error}", style="yellow")
-    return asked, len(rows) - len(asked)

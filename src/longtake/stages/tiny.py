@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ import torch
 from longtake.config.sections import ModelConfig, OptimizerConfig, PromptConfig, VideoConfig
 from longtake.config.stages import TinyConfig, WorldConfig
 from longtake.data.render import render_prompt
+from longtake.errors import PathError
 from longtake.models import Model, load_model
 from longtake.models.positions import time_step
 from longtake.models.tiny import build_tiny
@@ -54,6 +56,7 @@ def run(config: TinyConfig) -> None:
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     torch.manual_seed(config.seed)
+    refuse_occupied(config.out / "model")
     world, held_out = worlds_of(config)
     stories = [story_of(world, index) for index in range(world.num_videos)]
     build_tiny(config.out / "random", texts_of(world, stories), config.seed)
@@ -64,6 +67,12 @@ def run(config: TinyConfig) -> None:
     train(config, model, clips, tests)
     export_model(model, config.out / "model")
     say(f"tiny: wrote {config.out / 'model'}")
+
+
+def refuse_occupied(out: Path) -> None:
+    """Raises PathError now, and not when hours of training are to be written."""
+    if out.exists():
+        raise PathError(f"{out} is already there", rule="an export never overwrites", remedy="remove it, or choose another `out`")
 
 
 def worlds_of(config: TinyConfig) -> tuple[WorldConfig, WorldConfig]:

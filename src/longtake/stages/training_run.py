@@ -1,20 +1,24 @@
-"""What SFT and RL share: open the run folder, build the parts, resume, and end every step the same way.
+"""What SFT and RL share: open the run folder, build the parts, resume, ask rows, and end every step the same way.
 
-    with TrainingRun(config, total_steps) as run:
+    with run.start(total_steps):
+        run.begin()
         while not run.finished():
-            run.end_step(position, metrics)
+            asked, failures = run.ask(run.position, count)
+            ...
+            run.end_step(run.position + count, metrics)
 
 A step ends in this order: validation when it is due, one line in metrics.jsonl, a checkpoint when it is due. A validation that
-fails is counted and costs nothing; whatever else happens in it, the checkpoint is written first.
+fails is counted and the run goes on; if it dies of something nobody thought of, the step is logged and saved before the error leaves.
 """
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import torch
 
@@ -22,13 +26,16 @@ from longtake.config.load import dump_config
 from longtake.config.meta import run_meta
 from longtake.config.sections import RolloutConfig
 from longtake.config.stages import RlConfig, SftConfig
+from longtake.data.order import positions
+from longtake.data.render import render_prompt, response_text
 from longtake.data.rows import check_failures, read_examples
 from longtake.data.videos import VideoSource
-from longtake.errors import CheckpointError, LongtakeError, RowError
+from longtake.errors import CheckpointError, LongtakeError, PathError, PromptTooLongError, RowError, VideoError
 from longtake.evaluation.score import evaluate_examples
 from longtake.evaluation.summary import summarise
 from longtake.models import load_model
 from longtake.models.family import Model
+from longtake.observe.digest import digest_of
 from longtake.observe.metrics import MetricsLog
 from longtake.observe.progress import Progress, say
 from longtake.observe.signals import StopFlag
@@ -38,6 +45,10 @@ from longtake.training.checkpoint import CheckpointStore
 from longtake.training.optimizer import Optimizer, build_optimizer
 from longtake.training.trainable import choose_trainable, parameter_counts
 from longtake.types import Example, Failure, Prompt, VideoTokens
+from longtake.video.index import DigestIndex
+
+VALIDATION_MAY_RAISE = (LongtakeError, OSError, MemoryError, RuntimeError)
+"""RuntimeError: what torch raises, out of memory included. Anything else is a fault of ours and is told, after the step is saved."""
 
 
 @dataclass
@@ -46,6 +57,7 @@ class Best:
 
     accuracy: float = -1.0
     step: int = -1
+    """-1: there was none."""
     validations_since: int = 0
 
     def update(self, accuracy: float, step: int) -> bool:
@@ -55,6 +67,19 @@ class Best:
             return True
         self.validations_since += 1
         return False
+
+    def __str__(self) -> str:
+        return f"; best validation accuracy {self.accuracy:.3f} at step {self.step}" if self.step >= 0 else ""
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """A row of the data order that can be asked."""
+
+    position: int
+    """In the data order: no two rows of a run share it, even when the same row comes again in the next epoch."""
+    example: Example
+    prompt: Prompt
 
 
 class TrainingRun:
@@ -66,7 +91,10 @@ class TrainingRun:
         torch.manual_seed(config.seed)
         self.config, self.kind = config, kind
         self.phases = Phases()
-        self.examples, self.failures = read_training_rows(config)
+        index = DigestIndex(config.out / "digests.json", max_bytes=config.video.limits.max_bytes)
+        self.examples, self.failures = read_training_rows(config, index)
+        self.validation = validation_items(config, index)
+        index.save()
         self.model: Model = load_model(config.model)
         choose_trainable(self.model, config.model, config.seed)
         self.source = VideoSource(self.model, config.video, self.phases)
@@ -74,19 +102,21 @@ class TrainingRun:
         self.store = CheckpointStore(config.out, config.checkpoint.keep_last)
         self.stop = StopFlag()
         self.step = self.position = self.total_steps = 0
+        self.saved_step = -1
         self.seconds_before = 0.0
         self.steps_without_signal = 0
+        self.failed_in_use: set[int] = set()
+        """Problem ids of rows that were read but could not be asked: a video that does not decode, a prompt that is too long."""
         self.resumed = False
         self.best = Best()
-        self.validation = validation_items(config)
 
-    def start(self, total_steps: int) -> Self:
+    def start(self, total_steps: int, updates_per_step: int = 1) -> Self:
         """Build the optimizer for so many steps, resume when there is a checkpoint, and write the resolved configuration."""
         self.total_steps = total_steps
-        self.optimizer: Optimizer = build_optimizer(self.model, self.config.optimizer, total_steps)
+        self.optimizer: Optimizer = build_optimizer(self.model, self.config.optimizer, total_steps * updates_per_step)
         self.resumed = self._resume()
         self.config.out.mkdir(parents=True, exist_ok=True)
-        (self.config.out / "config.json").write_text(dump_config(self.config, run_meta() | {"stage": self.kind}))
+        (self.config.out / "config.json").write_text(dump_config(self.config, run_meta() | {"stage": self.kind}), encoding="utf-8")
         self.metrics = MetricsLog(self.config.out, self.config.observe, resume_at=self.step if self.resumed else None)
         counts = parameter_counts(self.model)
         rows = f"{len(self.examples)} rows, {len(self.failures)} failed"
@@ -96,6 +126,7 @@ class TrainingRun:
     def _resume(self) -> bool:
         found = self.store.latest()
         if found is None:
+            self._refuse_damaged()
             return False
         if not self.config.resume:
             raise CheckpointError(
@@ -103,21 +134,43 @@ class TrainingRun:
                 rule="resume = false starts from nothing",
                 remedy="choose another folder, remove this one, or set resume = true",
             )
+        self._refuse_other_rows(found.extra["rows"])
         self.store.load(found, self.model, self.optimizer, self.config)
-        self.step, self.position = found.step, found.position
+        self.step, self.position, self.saved_step = found.step, found.position, found.step
         self.model.weights_version = found.step
         self.best = Best(**found.extra["best"])
         self.steps_without_signal = found.extra["steps_without_signal"]
+        self.failed_in_use = set(found.extra["failed_in_use"])
         self.seconds_before = found.extra["seconds"]
         say(f"{self.kind}: resumed at step {self.step} from {found.path}")
         return True
+
+    def _refuse_damaged(self) -> None:
+        """Starting anew would empty the logs of a run whose checkpoints are all damaged: that is for its owner to decide."""
+        folders = sorted(self.store.folder.glob("step-*"))
+        if folders:
+            raise CheckpointError(
+                f"{self.store.folder} holds {len(folders)} checkpoints and none of them is whole",
+                rule="a run goes on from a whole checkpoint",
+                remedy="restore one of them, or choose another folder to start anew",
+            )
+
+    def _refuse_other_rows(self, rows: str) -> None:
+        """The data position counts rows: among other rows it means nothing."""
+        if rows != self._rows_digest():
+            raise CheckpointError(
+                f"the usable rows of {self.config.data.rows} are not those that this run was started with",
+                rule="a resumed run is the same experiment",
+                remedy="restore rows and videos (a video that went missing or came back counts), or start anew in another `out`",
+            )
+
+    def _rows_digest(self) -> str:
+        return digest_of(*((example.problem_id, example.question, example.answer) for example in self.examples))
 
     def __enter__(self) -> Self:
         self.stop.__enter__()
         self.started = time.monotonic()
         self.progress = Progress(self.kind, self.total_steps, self.config.observe.progress, done=self.step).__enter__()
-        if self.step == 0 and self.validation:
-            self.metrics.log(0, self.validate())
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -130,45 +183,114 @@ class TrainingRun:
         """Seconds of training so far, those before a resume included."""
         return self.seconds_before + time.monotonic() - self.started
 
+    def begin(self) -> None:
+        """Validate the starting weights, once per run. They are saved, since nothing later may be better."""
+        if self.validation and not self.resumed:
+            self.metrics.log(0, self.validate() | self._costs())
+            if self.best.step == 0:
+                self.save(best=True)
+
     def finished(self) -> bool:
-        """True at the end of the steps, of the seconds, of the patience. A stop signal saves and leaves (StopRequested)."""
-        if self.stop.requested:
-            self.stop.leave(f"{self.kind} saved step {self.step} in {self.config.out}")
+        """True at the end of the steps, of the seconds, of the patience: the last step is then saved.
+
+        Raises StopRequested when a signal has come, with the step saved too.
+        """
+        stop = self.stop.requested
         out_of_time = self.config.max_seconds is not None and self.seconds >= self.config.max_seconds
-        return self.step >= self.total_steps or out_of_time or self._out_of_patience()
+        ends = stop or out_of_time or self.step >= self.total_steps or self._out_of_patience()
+        if ends:
+            self.save_if_new()
+        if stop:
+            self.stop.leave(f"{self.kind} saved step {self.step} in {self.config.out}")
+        return ends
 
     def _out_of_patience(self) -> bool:
         patience = self.config.validation.patience if self.config.validation and self.kind == "sft" else None
         return patience is not None and self.best.validations_since >= patience
+
+    def ask(self, position: int, count: int) -> tuple[list[Asked], Counter[str]]:
+        """Prompts of the rows at data positions position..position+count-1, each video decoded and encoded once.
+
+        A row that fails is said, counted (by kind of error) and never replaced: it keeps its place in the data order.
+        Raises RowError when, with those that could not be read, more rows have failed than data.max_failed_fraction allows.
+        """
+        asked: list[Asked] = []
+        failures: Counter[str] = Counter()
+        for place, index in enumerate(positions(position, count, len(self.examples), self.config.seed), position):
+            example = self.examples[index]
+            try:
+                tokens = self.source.tokens(example.video) if example.video is not None else None
+                asked.append(Asked(place, example, render_prompt(example, tokens, self.model, self.config.prompt)))
+                self.failed_in_use.discard(example.problem_id)
+            except (VideoError, PathError, PromptTooLongError) as error:
+                failures[type(error).__name__] += 1
+                self._note_failed(example, error)
+        if failures:
+            self._refuse_too_many()
+        return asked, failures
+
+    def _note_failed(self, example: Example, error: LongtakeError) -> None:
+        if example.problem_id not in self.failed_in_use:
+            say(f"row {example.problem_id} cannot be used: {error}", style="yellow")
+        self.failed_in_use.add(example.problem_id)
+
+    def _refuse_too_many(self) -> None:
+        total, failed = len(self.examples) + len(self.failures), len(self.failures) + len(self.failed_in_use)
+        if len(self.failed_in_use) == len(self.examples) or failed > self.config.data.max_failed_fraction * total:
+            self.save_if_new()
+            raise RowError(
+                f"{failed} of {total} rows cannot be used, {len(self.failed_in_use)} of them found out while training; see above",
+                rule=f"at most {self.config.data.max_failed_fraction:.0%} fail (data.max_failed_fraction), and at least one is left",
+                remedy="mend the rows, or allow a larger share",
+            )
+
+    def failure_metrics(self, failures: Counter[str]) -> dict[str, float]:
+        """Rows that failed in this step by kind, and those of the whole set known to be unusable so far."""
+        known = len(self.failures) + len(self.failed_in_use)
+        by_kind = {f"failures/{kind}": float(count) for kind, count in failures.items()}
+        return {"failures/total": float(sum(failures.values())), "failures/known_rows": float(known), **by_kind}
 
     def end_step(self, position: int, metrics: dict[str, float], **shown: float) -> None:
         """Count the step, validate, log, checkpoint: see the head of this file."""
         self.step += 1
         self.position = position
         self.model.weights_version = self.step
-        improved = False
+        due = bool(self.validation) and (self.step % self._validate_every() == 0 or self.step == self.total_steps)
+        found = {"validation/failed": 1.0} if due else {}
+        whole = False
         try:
-            if self.validation and (self.step % self._validate_every() == 0 or self.step == self.total_steps):
-                before = self.best.step
-                metrics |= self.validate()
-                improved = self.best.step != before
-            metrics |= {f"seconds/{name}": value for name, value in self.phases.take().items()} | memory_metrics()
-            self.metrics.log(self.step, metrics)
+            found = self.validate() if due else {}
+            whole = True
         finally:
-            self._checkpoint_if_due(improved)
+            self.metrics.log(self.step, metrics | found | self._costs())
+            improved = self.best.step == self.step
+            if improved or not whole or self.step % self.config.checkpoint.every == 0:
+                self.save(best=improved)
         self.progress.advance(1, **shown)
 
     def _validate_every(self) -> int:
         return self.config.validation.every if self.config.validation else self.total_steps + 1
 
-    def _checkpoint_if_due(self, improved: bool) -> None:
-        due = self.step % self.config.checkpoint.every == 0 or self.step == self.total_steps
-        # finished() may end the run before the next step; asking again is cheap, a lost step is not
-        ends = self.stop.requested or self._out_of_patience() or (self.config.max_seconds or float("inf")) <= self.seconds
-        if due or improved or ends:
-            extra = {"best": vars(self.best), "seconds": self.seconds, "steps_without_signal": self.steps_without_signal}
-            self.metrics.sync()
-            self.store.save(self.step, self.model, self.optimizer, self.config, position=self.position, extra=extra, best=improved)
+    def _costs(self) -> dict[str, float]:
+        return {f"seconds/{name}": value for name, value in self.phases.take().items()} | memory_metrics()
+
+    def save_if_new(self) -> None:
+        """Before leaving: a lost step is never the price of it."""
+        if self.saved_step != self.step:
+            self.save()
+
+    def save(self, *, best: bool = False) -> None:
+        """A checkpoint of the last finished step; the logs reach the disk first."""
+        extra: dict[str, Any] = {
+            "best": vars(self.best),
+            "seconds": self.seconds,
+            "steps_without_signal": self.steps_without_signal,
+            "failed_in_use": sorted(self.failed_in_use),
+            "rows": self._rows_digest(),
+        }
+        self.metrics.sync()
+        self.store.save(self.step, self.model, self.optimizer, self.config, position=self.position, extra=extra, best=best)
+        self.saved_step = self.step
 
     def with_live_tower(self, examples: Sequence[Example], prompts: Sequence[Prompt]) -> list[Prompt]:
         """The prompts with their videos encoded anew, with gradients: for the update of a trained tower."""
@@ -199,10 +321,10 @@ class TrainingRun:
                     rollout=RolloutConfig(num_takes=1, temperature=0.0, max_new_tokens=setting.max_new_tokens, max_rows=setting.max_rows),
                     with_video=setting.data.with_video,
                 )
-        except LongtakeError as error:
-            say(f"{self.kind}: validation at step {self.step} failed and is skipped: {error}", style="yellow")
+            summary = summarise(records)
+        except VALIDATION_MAY_RAISE as error:
+            say(f"{self.kind}: validation at step {self.step} failed and is skipped: {type(error).__name__}: {error}", style="yellow")
             return {"validation/failed": 1.0}
-        summary = summarise(records)
         self.best.update(summary["accuracy"], self.step)
         return {
             "validation/failed": 0.0,
@@ -212,21 +334,31 @@ class TrainingRun:
         }
 
 
-def read_training_rows(config: SftConfig | RlConfig) -> tuple[list[Example], list[Failure]]:
+def read_training_rows(config: SftConfig | RlConfig, index: DigestIndex) -> tuple[list[Example], list[Failure]]:
     """Usable rows in their order, and the failures, each said aloud once. Raises RowError when too many failed or none is left."""
-    items = read_examples(config.data)
+    items = read_examples(config.data, index)
+    if isinstance(config, SftConfig):
+        items = [teachable(item) for item in items]
     check_failures(items, config.data.max_failed_fraction)
     failures = [item for item in items if isinstance(item, Failure)]
     for failure in failures:
         say(f"skipped row {failure.problem_id}: {failure.message}", style="yellow")
-    examples = [item for item in items if isinstance(item, Example)]
-    if not examples:
-        raise RowError(f"{config.data.rows} has no usable row", rule="training needs at least one", remedy="mend the rows listed above")
-    return examples, failures
+    return [item for item in items if isinstance(item, Example)], failures
 
 
-def validation_items(config: SftConfig | RlConfig) -> list[Example | Failure]:
+def teachable(item: Example | Failure) -> Example | Failure:
+    """A row whose response cannot be written down is a Failure now, and not in the middle of training."""
+    if isinstance(item, Failure):
+        return item
+    try:
+        response_text(item)
+    except RowError as error:
+        return Failure(item.problem_id, stage="rows", kind=type(error).__name__, message=str(error), category=item.category)
+    return item
+
+
+def validation_items(config: SftConfig | RlConfig, index: DigestIndex) -> list[Example | Failure]:
     """The first rows of the validation set; a row that fails to read stays, as a wrong answer."""
     if config.validation is None:
         return []
-    return read_examples(config.validation.data)[: config.validation.num_rows]
+    return read_examples(config.validation.data, index)[: config.validation.num_rows]

@@ -6,8 +6,9 @@ import re
 
 import pytest
 
+from longtake.report.html import write_report
 from longtake.report.markup import Html, el, table, text
-from longtake.report.plots import STAND_INS, Band, Bar, Series, interval_chart, line_chart, running_mean, shown
+from longtake.report.plots import STAND_INS, Band, Bar, Series, _reach, interval_chart, line_chart, running_mean, shown
 from longtake.report.read import MAX_TAKES_BYTES, Evaluation, read_groups
 from longtake.report.samples import by_problem, choose, find
 from longtake.report.sections import p_value
@@ -92,6 +93,23 @@ def test_choice_of_questions_follows_its_rule():
     assert chosen[0][0] == first and choose(own, "rl", "sft") == chosen
     assert len({own[number]["rl"].category for number, _ in chosen}) == 4
     assert {reason for _, reason in choose(own, "rl", None)} == {"right", "wrong"}
+    few = {number: stages for number, stages in own.items() if not stages["rl"].correct and not stages["sft"].correct}
+    assert [reason for _, reason in choose(few, "rl", "sft")] == ["wrong"] * 6  # none of the other kinds: filled up
+
+
+def test_a_users_own_reward_has_its_curve_and_a_kl_that_was_never_taken_has_none(tmp_path):
+    lines = [{"step": step, "reward/total": 1.0, "reward/brevity": 0.5, "reward/x/max": 9.0, "loss/kl": 0.0} for step in (1, 2)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "takes.jsonl").write_text("")
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert ">brevity</text>" in page and ">x/max</text>" not in page
+    assert "Not logged: Validation accuracy, Loss, Response length, Entropy of the policy, KL to the reference" in page
+
+
+def test_an_axis_of_zeros_reaches_to_one():
+    assert _reach([0.0, 0.0]) == (0.0, 1.0)
+    assert _reach([1.0, 2.0]) == (0.0, pytest.approx(2.12))
+    assert _reach([-1.0, 1.0]) == (pytest.approx(-1.12), pytest.approx(1.12))
 
 
 def take(step, problem_id, reward, index=0):

@@ -90,8 +90,8 @@ def _questions(run: Run) -> Html | None:
     compared = f"{sections.title_of(last)}" + (f" and, before it, {sections.title_of(before)}" if before else "")
     told = (
         f"Chosen by rule, not by hand, by the outcome of {compared}: two wrong before and right now, one right before and wrong now, two "
-        "right, one wrong, as far as there are such; categories in turn, smallest problem id first. Frames are the middles of eight equal "
-        "parts of the video, with their real times. Open a stage to read its reasoning."
+        "right, one wrong, as far as there are such, and others in their place; categories in turn, smallest problem id first. Frames are "
+        "the middles of eight equal parts of the video, with their real times. Open a stage to read its reasoning."
     )
     shown = [samples.sample(problem_id, reason, answers[problem_id], source) for problem_id, reason in chosen]
     return join([el("p", told, class_="lead"), *shown])

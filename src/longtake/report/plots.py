@@ -103,7 +103,7 @@ def line_chart(series: Sequence[Series], *, x_label: str, percent: bool = False,
             axes.minorticks_off()
         else:
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+        axes.set_ylim(*_reach([value for line in series for value in (*line.ys, *(line.high or ()))]))
         axes.grid(axis="y")
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlabel(x_label)
@@ -118,6 +118,13 @@ def running_mean(values: Sequence[float], half_window: int) -> list[float]:
     """Mean of each value and its neighbours on both sides: centred, so that a trend is not shown too late."""
     windows = [values[max(0, index - half_window) : index + half_window + 1] for index in range(len(values))]
     return [sum(window) / len(window) for window in windows]
+
+
+def _reach(values: Sequence[float]) -> tuple[float, float]:
+    """Limits that include 0 and leave some air; 0 to 1 when there is nothing but zeros."""
+    low, high = min(0.0, *values), max(0.0, *values)
+    air = 0.06 * (high - low)
+    return (low - air if low < 0 else 0.0, high + air if high > low else 1.0)
 
 
 def _draw_line(axes: Axes, line: Series) -> None:

@@ -67,6 +67,11 @@ class Training:
                 return [step for step, _ in points], [value for _, value in points]
         return [], []
 
+    def names(self, prefix: str) -> list[str]:
+        """The metrics `prefix/*` that were logged, without the prefix, in the order of the log; not `prefix/x/max` and its like."""
+        logged = dict.fromkeys(name for line in self.metrics for name in line if name.startswith(prefix + "/"))
+        return [name[len(prefix) + 1 :] for name in logged if name.count("/") == 1]
+
     def totals(self, prefix: str) -> dict[str, float]:
         """Sums over all steps of the metrics `prefix/*`, without the prefix."""
         sums: dict[str, float] = {}

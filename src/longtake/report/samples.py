@@ -87,7 +87,7 @@ def by_problem(evaluations: Sequence[Evaluation]) -> dict[int, Answers]:
 
 
 def choose(answers: dict[int, Answers], last: str, before: str | None) -> list[tuple[int, str]]:
-    """Problem ids with the reason of each: two gained, one lost, two right, one wrong; spread over categories, first id first.
+    """Problem ids with the reason of each: two gained, one lost, two right, one wrong, as far as there are, then more right and wrong.
 
     No taste is involved: within a kind, the category shown least so far comes first, then the smallest problem id.
     """
@@ -95,11 +95,19 @@ def choose(answers: dict[int, Answers], last: str, before: str | None) -> list[t
     def outcome(record: Answers, stage: str | None) -> bool | None:
         return is_right(record[stage]) if stage is not None and stage in record else None
 
+    def right(own: Answers) -> bool:
+        return outcome(own, last) is True and outcome(own, before) is not False
+
+    def wrong(own: Answers) -> bool:
+        return outcome(own, last) is False and outcome(own, before) is not True
+
     kinds: list[tuple[str, int, Callable[[Answers], bool]]] = [
         ("wrong before, right now", 2, lambda own: outcome(own, last) is True and outcome(own, before) is False),
         ("right before, wrong now", 1, lambda own: outcome(own, last) is False and outcome(own, before) is True),
-        ("right", 2, lambda own: outcome(own, last) is True and outcome(own, before) is not False),
-        ("wrong", 1, lambda own: outcome(own, last) is False and outcome(own, before) is not True),
+        ("right", 2, right),
+        ("wrong", 1, wrong),
+        ("right", NUM_SAMPLES // 2, right),
+        ("wrong", NUM_SAMPLES, wrong),
     ]
     chosen: list[tuple[int, str]] = []
     shown: dict[str, int] = {}

@@ -280,16 +280,7 @@ def blind_range(evaluation: Evaluation) -> tuple[float, float]:
 
 CURVES: tuple[tuple[str, str, tuple[tuple[str, tuple[str, ...], str], ...], bool], ...] = (
     ("Validation accuracy", "", (("accuracy", ("validation/accuracy",), "green"),), True),
-    (
-        "Rewards in training",
-        "Mean over the takes of a step; thick: running mean.",
-        (
-            ("total", ("reward/total",), "vermillion"),
-            ("accuracy", ("reward/accuracy",), "blue"),
-            ("format", ("reward/format",), "orange"),
-        ),
-        False,
-    ),
+    ("Rewards in training", "Each named reward, mean over the takes of a step; thick: running mean.", (), False),
     ("Loss", "", (("loss", ("loss", "loss/sft", "loss/total", "loss/policy"), "blue"),), False),
     (
         "Response length",
@@ -314,7 +305,7 @@ CURVES: tuple[tuple[str, str, tuple[tuple[str, tuple[str, ...], str], ...], bool
     ("Gradient norm", "Before clipping.", (("norm", ("grad_norm", "optimizer/grad_norm"), "sky"),), False),
     ("Learning rate", "", (("lr", ("lr", "optimizer/lr"), "grey"),), False),
 )
-"""Heading, caption, lines (label, names of the metric: the first that was logged is shown, colour), as percent."""
+"""Heading, caption, lines (label, names of the metric: the first that was logged is shown, colour; none: all rewards), as percent."""
 
 
 def curves(run: Run) -> Html | None:
@@ -328,7 +319,8 @@ def curves(run: Run) -> Html | None:
 def _curve_group(heading: str, trainings: Sequence[Training]) -> Html:
     panels, absent = [], []
     for title, caption, lines, as_percent in CURVES:
-        series = [line for training in trainings for line in _curve_lines(training, lines, alone=len(trainings) == 1)]
+        alone = len(trainings) == 1
+        series = [line for training in trainings for line in _curve_lines(training, lines or _reward_lines(training), alone=alone)]
         if series:
             chart = plots.line_chart(series, x_label="step", percent=as_percent, title=f"{heading}: {title}")
             panels.append(panel(title, caption, chart))
@@ -338,12 +330,19 @@ def _curve_group(heading: str, trainings: Sequence[Training]) -> Html:
     return join([el("h3", heading, class_="group"), join(map(_last_line, trainings)), el("div", join(panels), class_="panels"), told])
 
 
+def _reward_lines(training: Training) -> list[tuple[str, tuple[str, ...], str]]:
+    """The total first, then every named reward, a user's own too."""
+    names = sorted(training.names("reward"), key=lambda name: name != "total")
+    colours = ("vermillion", "blue", "orange", "green", "sky", "purple", "grey")
+    return [(name, (f"reward/{name}",), colours[index % len(colours)]) for index, name in enumerate(names)]
+
+
 def _curve_lines(training: Training, lines: Sequence[tuple[str, tuple[str, ...], str]], *, alone: bool) -> list[Series]:
     """The lines of one run; among several runs each has its own colour and style, and the label of the run."""
     found = []
     for label, names, colour in lines:
         steps, values = training.series(*names)
-        if values:
+        if values and (label != "KL" or any(values)):  # with beta = 0 nothing was compared, and the 0 that is logged means nothing
             noisy = len(steps) >= 40 and label != "lr"
             own = COLOURS[training.name] if not alone else colour
             shown = label if alone else title_of(training.name)
@@ -403,8 +402,9 @@ def failures(run: Run) -> Html:
             (f"evaluation of {title_of(name)}", kind, f"{count:g}") for kind, count in _counts(evaluation.figures.get("failures")).items()
         ]
     for name, training in run.trainings.items():
-        by_kind = {kind: count for kind, count in training.totals("failures").items() if kind != "total"}
-        counted = by_kind | {key: value for key, value in training.totals("count").items() if "failed" in key}
+        by_kind = {kind: count for kind, count in training.totals("failures").items() if kind not in ("total", "known_rows")}
+        known = {"rows refused at the start": max(training.series("failures/known_rows")[1], default=0.0)}
+        counted = known | by_kind | {key: value for key, value in training.totals("count").items() if "failed" in key}
         rows += [(f"training of {title_of(name)}", kind, f"{count:g}") for kind, count in counted.items() if count]
     body = (
         table(("where", "kind", "how many"), rows, numeric_from=2) if rows else el("p", "None: every row, video and prompt could be used.")

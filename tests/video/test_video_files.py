@@ -95,11 +95,17 @@ def test_probe_sees_audio(tmp_path: Path) -> None:
 
 
 def test_probe_of_variable_rate(tmp_path: Path) -> None:
-    path = write_video(tmp_path / "v.mp4", [0.0, 1.0, 1.5, 4.0])
+    path = write_video(tmp_path / "v.mp4", [0.0, 1.0, 1.5, 4.0], options={"bf": "0"})
     info = probe(path, VideoLimits())
     assert (info.num_frames, info.size_bytes) == (4, path.stat().st_size)
     assert info.duration_s == pytest.approx(6.5)  # the last as long as the one before it
     assert info.average_fps == pytest.approx(4 / 6.5)
+
+
+def test_probe_of_variable_rate_with_b_frames(tmp_path: Path) -> None:
+    """MP4 states 5.0 s here (durations in decode order); the last frame is only shown from 9.5 s on."""
+    path = write_video(tmp_path / "v.mp4", [0.0, 0.5, 0.533, 2.0, 2.25, 7.125, 7.2, 8.0, 9.5])
+    assert 9.5 < probe(path, VideoLimits()).duration_s <= 11.0
 
 
 def test_srt_reads_what_is_out_there(tmp_path: Path) -> None:

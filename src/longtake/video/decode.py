@@ -148,7 +148,10 @@ def decode_from(source: Source, times_s: Sequence[float] | np.ndarray, size: tup
             return DecodedFrames(sink.pixels, sink.times_s, sink.num_decoded, sequential=False)
         except (_NotSeekableError, av.FFmpegError):  # if the file is damaged, decoding in sequence says so
             sink = _Sink(source, size, len(targets), num_decoded=sink.num_decoded)
-    _decode_in_sequence(source, targets, sink)
+    try:
+        _decode_in_sequence(source, targets, sink)
+    except _NotSeekableError:
+        source.damaged("a frame has no time")
     return DecodedFrames(sink.pixels, sink.times_s, sink.num_decoded, sequential=True)
 
 

@@ -148,8 +148,16 @@ def _scan_index(path: Path, size_bytes: int, limits: VideoLimits, stream: VideoS
     _check_index_is_whole(path, stream, last - (first or 0))
     if first is not None:
         tally.start = stream.start_time if stream.start_time is not None else first
-        tally.end = tally.start + max(stream.duration or 0, last - first + 1)
+        tally.end = max(tally.start + (stream.duration or 0), _end_of_last_group(tally.keyframes))
     return tally
+
+
+def _end_of_last_group(keyframes: KeyframeIndex) -> int:
+    """The end of the frame shown last. The duration that an MP4 states counts in decode order, which with B-frames at irregular times
+    may end seconds too early, so the packets from the last keyframe on are read."""
+    keyframes.container.seek(max(keyframes.dts), stream=keyframes.stream)
+    packets = keyframes.container.demux(keyframes.stream)
+    return max((packet.pts + max(packet.duration or 0, 1) for packet in packets if packet.pts is not None), default=0)
 
 
 def _check_index_is_whole(path: Path, stream: VideoStream, span: int) -> None:

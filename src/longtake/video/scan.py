@@ -103,7 +103,8 @@ def check_top_boxes(path: Path, file: BinaryIO, size_bytes: int) -> None:
     for kind, end in _top_boxes(file, size_bytes):
         fragmented |= kind == b"moof"
         if end > size_bytes and (kind in (b"moov", b"moof") or fragmented):
-            _raise_truncated(path, f"its `{kind.decode()}` part ends at byte {end} but it has only {size_bytes}")
+            name = kind.decode("ascii", "replace")
+            _raise_truncated(path, f"its `{name}` part ends at byte {end} but it has only {size_bytes}")
 
 
 def _is_fragmented(file: BinaryIO, size_bytes: int) -> bool:

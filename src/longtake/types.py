@@ -86,6 +86,8 @@ class Sampling:
     """`uniform` (midpoints of equal segments) or `fps`."""
     resize: str
     """The resize filter, e.g. `area` or `bicubic`."""
+    reduced: bool = False
+    """The token budget of the configuration took frames or pixels away."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,6 +16,7 @@ from longtake.observe.digest import file_digest
 from longtake.observe.timing import Phases
 from longtake.testing.models import random_tiny
 from longtake.types import Frames, Sampling, VideoRef
+from longtake.video.encode import VideoWriter
 
 CONFIG = VideoConfig(max_frames=4, max_pixels_per_frame=56 * 56)
 
@@ -154,3 +155,15 @@ def test_real_file(model, tmp_path):
     assert source.metrics()["video/decoded"] == 1
     other = VideoSource(model, VideoConfig(max_frames=2, max_pixels_per_frame=56 * 56), Phases())
     assert other.tokens(VideoRef(path, file_digest(path))).digest != tokens.digest
+
+
+@pytest.mark.parametrize(("budget", "num_reduced"), [(2, 1), (8, 0)])
+def test_a_video_that_the_token_budget_shrinks_is_counted(model, tmp_path, budget, num_reduced):
+    path = tmp_path / "a.mp4"
+    with VideoWriter(path, 64, 64, gop=4) as writer:
+        for index in range(8):
+            writer.write(np.full((64, 64, 3), 20 * index, np.uint8), index / 2)
+    config = VideoConfig(max_frames=4, max_pixels_per_frame=56 * 56, max_video_tokens=budget)
+    source = VideoSource(model, config, Phases())
+    assert len(source.tokens(VideoRef(path, "a")).embeddings) == budget
+    assert source.metrics()["video/reduced"] == num_reduced

@@ -56,7 +56,7 @@ class VideoSource:
 
     def metrics(self) -> dict[str, float]:
         """Counts since the start, bytes held, and how far real frame times were from the equal spacing the family assumes."""
-        names = ("hits", "misses", "decoded", "encoded", "failed", "frames_decoded")
+        names = ("hits", "misses", "decoded", "encoded", "failed", "reduced", "frames_decoded")
         counts = {f"video/{name}": float(self._counts[name]) for name in names}
         return counts | {"video/bytes_held": float(self.bytes_held), "video/max_time_deviation_s": self._max_deviation_s}
 
@@ -76,6 +76,7 @@ class VideoSource:
             raise
         self._counts["decoded"] += 1
         self._counts["frames_decoded"] += frames.num_decoded
+        self._counts["reduced"] += frames.sampling.reduced
         self._note_deviation(ref, frames)
         if self._model.train_vision and self._fits(frames.pixels.nbytes):
             self._frames[ref.digest] = frames

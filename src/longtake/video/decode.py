@@ -336,5 +336,5 @@ def load_frames(ref: VideoRef, config: VideoConfig, patch_multiple: int, tempora
     with open_source(ref.path, config.limits, threads) as source:
         plan = plan_frames(info_of(source), config, patch_multiple, temporal_patch)
         decoded = decode_from(source, plan.times_s, (plan.height, plan.width))
-    sampling = Sampling(plan.num_frames, plan.height, plan.width, plan.strategy, RESIZE)
+    sampling = Sampling(plan.num_frames, plan.height, plan.width, plan.strategy, RESIZE, plan.reduced)
     return Frames(decoded.pixels, decoded.times_s, ref.digest, sampling, decoded.num_decoded)

@@ -126,7 +126,6 @@ class TrainingRun:
     def _resume(self) -> bool:
         found = self.store.latest()
         if found is None:
-            self._refuse_damaged()
             return False
         if not self.config.resume:
             raise CheckpointError(
@@ -144,16 +143,6 @@ class TrainingRun:
         self.seconds_before = found.extra["seconds"]
         say(f"{self.kind}: resumed at step {self.step} from {found.path}")
         return True
-
-    def _refuse_damaged(self) -> None:
-        """Starting anew would empty the logs of a run whose checkpoints are all damaged: that is for its owner to decide."""
-        folders = sorted(self.store.folder.glob("step-*"))
-        if folders:
-            raise CheckpointError(
-                f"{self.store.folder} holds {len(folders)} checkpoints and none of them is whole",
-                rule="a run goes on from a whole checkpoint",
-                remedy="restore one of them, or choose another folder to start anew",
-            )
 
     def _refuse_other_rows(self, rows: str) -> None:
         """The data position counts rows: among other rows it means nothing."""

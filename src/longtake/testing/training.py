@@ -10,11 +10,13 @@ import torch
 from safetensors.torch import load_file
 
 from longtake.config.load import dump_config
+from longtake.config.sections import ModelConfig
 from longtake.config.stages import RlConfig, SftConfig, WorldConfig
+from longtake.models import load_model
 from longtake.observe.lines import read_lines
 from longtake.observe.metrics import reproducible_part
 from longtake.testing.models import random_tiny
-from longtake.training.checkpoint import CheckpointStore
+from longtake.training.checkpoint import CheckpointStore, saved_weights
 from longtake.training.export import export_model
 from longtake.world.write import write_world
 
@@ -77,13 +79,13 @@ def common(rows: Path, model: Path, out: Path) -> dict[str, Any]:
     }
 
 
-def sft_config(rows: Path, model: Path, out: Path, **changes: Any) -> SftConfig:
+def sft_config(rows: Path, model: Path, out: Path, /, **changes: Any) -> SftConfig:
     """Two steps of four rows; `changes` are laid over section by section."""
     base = common(rows, model, out) | {"max_steps": 2, "batch_size": 4, "micro_batch_size": 2, "optimizer": {"lr": 1e-3}}
     return SftConfig.model_validate(merged(base, changes))
 
 
-def rl_config(rows: Path, model: Path, out: Path, rewards: Path, **changes: Any) -> RlConfig:
+def rl_config(rows: Path, model: Path, out: Path, rewards: Path, /, **changes: Any) -> RlConfig:
     """Two steps of three prompts with four takes of ten tokens at most."""
     base = common(rows, model, out) | {
         "steps": 2,
@@ -128,7 +130,8 @@ def last_weights(run: Path) -> dict[str, torch.Tensor]:
 
 def base_weights(model: Path) -> dict[str, torch.Tensor]:
     """Those of a checkpoint directory, under the names of a run's checkpoint."""
-    return {f"weights/{name}": tensor for file in sorted(model.glob("*.safetensors")) for name, tensor in load_file(file).items()}
+    loaded = load_model(ModelConfig(path=str(model), device="cpu"))
+    return {f"weights/{name}": tensor.clone() for name, tensor in saved_weights(loaded).items()}
 
 
 def metrics_of(run: Path) -> list[dict[str, Any]]:

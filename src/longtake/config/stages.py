@@ -196,11 +196,11 @@ class TinyConfig(Section):
     """Folder for the world, the log and the model directory."""
     seed: int = Field(0, ge=0)
     """Decides the world, the first weights and the order of the data."""
-    num_videos: int = Field(6000, ge=8)
-    """Videos to describe; as many events again are never seen twice in the same frames, since frame times are jittered."""
+    num_videos: int = Field(3000, ge=8)
+    """Videos to describe; frame times are jittered, so that none is seen twice in the same frames."""
     num_held_out: int = Field(128, ge=1)
     """Videos of another seed on which the descriptions are scored."""
-    steps: int = Field(2000, ge=1)
+    steps: int = Field(800, ge=1)
     """Optimizer steps."""
     batch_size: int = Field(64, ge=1)
     """Videos per step."""
@@ -208,7 +208,7 @@ class TinyConfig(Section):
     """Peak learning rate; cosine down to a tenth."""
     warmup_steps: int = Field(50, ge=0)
     """Linear warm-up."""
-    frames: tuple[int, ...] = (32, 32, 32, 32, 32, 32, 16, 8)
+    frames: tuple[int, ...] = (32,)
     """Numbers of frames a video is shown with, one drawn per step: repeat a number to see it more often."""
     pixels_per_frame: int = Field(28 * 28, ge=28 * 28)
     """Resolution the videos are read at."""

@@ -83,7 +83,7 @@ class TinySizes:
     kv_heads: int = 2
     mlp: int = 384
     mrope_section: tuple[int, int, int] = (4, 6, 6)
-    rope_theta: float = 1_000_000.0
+    rope_theta: float = 10_000.0
     vision_hidden: int = 128
     vision_layers: int = 2
     vision_heads: int = 4

@@ -21,6 +21,7 @@ from longtake.models.positions import time_step
 from longtake.models.tiny import build_tiny
 from longtake.observe.lines import JsonLines
 from longtake.observe.progress import Progress, say
+from longtake.recipes.quickstart import world as quickstart_world
 from longtake.rollout.engine import RolloutRequest, SamplingParams
 from longtake.rollout.transformers_engine import TransformersEngine
 from longtake.training.batch import sft_batch
@@ -77,8 +78,8 @@ def refuse_occupied(out: Path) -> None:
 
 def worlds_of(config: TinyConfig) -> tuple[WorldConfig, WorldConfig]:
     """The world to learn from and the held-out one, written to disk (or reused)."""
-    world = WorldConfig(out=config.out / "world", seed=HELD_OUT_SEED + 2 * config.seed, num_videos=config.num_videos)
-    held_out = WorldConfig(out=config.out / "held_out", seed=HELD_OUT_SEED + 2 * config.seed + 1, num_videos=config.num_held_out)
+    world = quickstart_world(config.out / "world", HELD_OUT_SEED + 2 * config.seed, config.num_videos)
+    held_out = quickstart_world(config.out / "held_out", HELD_OUT_SEED + 2 * config.seed + 1, config.num_held_out)
     for each in (world, held_out):
         write_world(each)
     return world, held_out

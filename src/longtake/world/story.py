@@ -13,8 +13,8 @@ import numpy as np
 
 from longtake.errors import ConfigError
 
-COLOURS = ("red", "green", "blue", "yellow", "purple", "white")
-SHAPES = ("circle", "square", "triangle")
+CHARACTERS = ("red square", "green triangle", "blue circle", "yellow triangle", "purple square", "white circle")
+"""Colour and shape. Six of them, always the same: with free pairs the tiny model spends most of its training on telling shapes apart."""
 PLACES = ("beach", "cave", "forest", "garden", "hall", "kitchen", "snow", "street")
 THINGS = ("ball", "book", "cup", "key", "lamp")
 CHATTER = ("What a day.", "Is anybody here?", "I heard a bird.", "It is late.", "I was here before.", "So quiet today.")
@@ -102,10 +102,8 @@ def make_story(seed: int, *, seconds: tuple[float, float], num_scenes: tuple[int
 
 
 def draw_cast(rng: np.random.Generator) -> tuple[str, ...]:
-    """Four different characters such as `red square`; colours differ too, so that a glimpse can tell them apart."""
-    colours = rng.choice(COLOURS, NUM_CHARACTERS, replace=False)
-    shapes = rng.choice(SHAPES, NUM_CHARACTERS)
-    return tuple(f"{colour} {shape}" for colour, shape in zip(colours, shapes, strict=True))
+    """Four different characters."""
+    return tuple(str(name) for name in rng.choice(CHARACTERS, NUM_CHARACTERS, replace=False))
 
 
 def draw_events(rng: np.random.Generator, cast: tuple[str, ...], things: tuple[str, ...], count: int) -> tuple[Event, ...]:

@@ -151,7 +151,7 @@ def test_frames_are_deterministic_and_show_the_event():
     assert np.array_equal(during, render_frame(story, (scene.event_start_s + scene.event_stop_s) / 2, 64, 96))
     quiet = render_frame(story, scene.event_stop_s, 64, 96)
     changed = (np.abs(during.astype(int) - quiet.astype(int)).max(-1) > 40).mean()
-    assert changed > 0.1  # a character alone covers about 14 % of a square frame
+    assert changed > 0.03  # the smallest case, a triangle and a thing, covers 6.5 % of this frame; an empty one 0
 
 
 def test_most_of_the_evidence_needs_many_frames():

@@ -21,7 +21,7 @@ from longtake.video.decode import FILTER, DecodedFrames, decode_at, load_frames
 from longtake.video.probe import probe
 
 LIMITS = VideoLimits()
-QUICK = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def decode_everything(path: Path, size: tuple[int, int]) -> tuple[list[float], list[np.ndarray]]:

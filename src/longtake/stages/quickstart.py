@@ -67,7 +67,8 @@ def run_pipeline(out: Path, recipe: Quickstart) -> dict[str, Any]:
         export_best(out, name)
     done("rl")
     for pair in (("base", "blind"), ("sft", "sft_control"), ("rl",)):
-        together(out, {f"evaluate {name}": recipe.evaluations[name] for name in pair})
+        missing = [name for name in pair if not (out / "eval" / name / "results.json").exists()]
+        together(out, {f"evaluate {name}": recipe.evaluations[name] for name in missing})
     done("evaluate")
     seconds["total"] = sum(seconds.values())
     seconds |= {f"{name}_training": find_checkpoint(out / name).extra["seconds"] for name in ("sft", "sft_blind", "rl", "sft_control")}

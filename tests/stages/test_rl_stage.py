@@ -218,7 +218,8 @@ def test_a_sampler_that_differs_is_refused(rl: Make, monkeypatch: pytest.MonkeyP
 
 
 def test_the_mean_is_over_the_whole_update(rl: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One token in ten is off by 0.3: a mean of 0.03 to 0.06, within the limit of 0.05 (a tenth of 0.5) or not, whatever the micro-batches."""
+    """One token of each take is off by 0.3, in the mean 0.03 or a little more: under the limit of 0.05 (a tenth of 0.5). A short take by
+    itself is over it, and must not be refused for being alone in its micro-batch."""
     rig_sampler(monkeypatch, from_step=0, shift=0.3)
     outcomes = []
     for tokens in (1, 100_000):
@@ -283,7 +284,7 @@ def copied(rows: Path, folder: Path, num_damaged: int) -> Path:
 
 
 def test_too_many_failures_found_while_training_end_it(rl: Make, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """4 of 16 are more than a fifth: the run stops when the fourth is met, saved up to the step before, and may go on with a larger share."""
+    """4 of 16 are more than a fifth: the run stops at the fourth, saved up to the step before, and may go on with a larger share."""
     folder = tmp_path_factory.mktemp("damaged")
     for video in (rows.parent / "videos").iterdir():
         (folder / video.name).write_bytes(video.read_bytes())

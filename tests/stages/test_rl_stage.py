@@ -68,20 +68,20 @@ def test_every_variant_trains_whatever_the_micro_batches(rl: Make, base: Path, n
     """Two steps at once and take by take: the same weights, takes and metrics, and weights that have moved.
 
     eps 1e-4 keeps AdamW from blowing rounding errors of absent gradients up to whole steps. Measured over all variants: weights differ by
-    5e-6 at most (lr 1e-3; they move by 1e-3 or more), sampler and policy by 4e-6.
+    1.8e-7 at most (lr 1e-3; they move by 2e-3), sampler and policy by 3.8e-6.
     """
     changes = {"optimizer": {"eps": 1e-4}} | VARIANTS[name]
     runs = [rl("together", **{**changes, "micro_batch_tokens": 100_000}), rl("one_by_one", **{**changes, "micro_batch_tokens": 1})]
     for config in runs:
         stage.run(config)
     together, alone = (by_name(config) for config in runs)
-    assert largest_difference(together, alone) < 2e-5
+    assert largest_difference(together, alone) < 2e-6
     if name.startswith("lora"):
         assert all(".lora_" in key for key in together)
         assert max(float(tensor.abs().max()) for key, tensor in together.items() if "lora_B" in key) > 1e-4
     else:
         before = base_weights(base)
-        assert largest_difference(together, before) > 3e-4
+        assert largest_difference(together, before) > 1e-3
         tower = [key for key in before if TOWER in key]
         moved = [key for key in tower if not torch.equal(before[key], together[key])]
         assert bool(moved) == (name == "train_vision")

@@ -28,21 +28,21 @@ TOWER = "model.visual."
 
 
 def test_loss_falls(sft: Make) -> None:
-    """From log(vocabulary) = 6.2 down; measured 6.4 -> 2.6."""
+    """From log(vocabulary) = 6.2 down; measured 6.35 -> 0.86."""
     config = sft(max_steps=40, optimizer={"lr": 5e-3})
     stage.run(config)
     losses = [line["loss/sft"] for line in metrics_of(config.out)]
     assert len(losses) == 40
-    assert losses[0] > 5.5 and losses[-1] < 0.6 * losses[0]
+    assert losses[0] > 5.5 and losses[-1] < 0.3 * losses[0]
 
 
 def test_weights_do_not_depend_on_micro_batches(sft: Make) -> None:
-    """Two steps of lr 1e-3. Measured: 6e-6 at most, where the weights have moved by 2e-3."""
+    """Two steps of lr 1e-3. Measured: 3e-8 at most, where the weights have moved by 1.1e-3."""
     for size in (1, 4, 2):
         stage.run(sft(f"micro{size}", micro_batch_size=size, optimizer={"eps": 1e-4}))
     one = last_weights(sft("micro1").out)
     for size in (2, 4):
-        assert largest_difference(one, last_weights(sft(f"micro{size}").out)) < 2e-5
+        assert largest_difference(one, last_weights(sft(f"micro{size}").out)) < 1e-6
     assert largest_difference(one, base_weights(Path(sft().model.path))) > 5e-4
 
 
@@ -182,10 +182,10 @@ def test_the_tower_trains_only_when_asked(sft: Make, base: Path, train_vision: b
 
 
 def test_trained_tower_does_not_depend_on_micro_batches(sft: Make) -> None:
-    """Measured 7e-6 at most."""
+    """Measured: 6e-8 at most, where the weights have moved by 1.1e-3."""
     for size in (1, 4):
         stage.run(sft(f"micro{size}", micro_batch_size=size, model={"train_vision": True}, optimizer={"eps": 1e-4}))
-    assert largest_difference(last_weights(sft("micro1").out), last_weights(sft("micro4").out)) < 2e-5
+    assert largest_difference(last_weights(sft("micro1").out), last_weights(sft("micro4").out)) < 1e-6
 
 
 def test_a_response_that_cannot_be_written_is_a_failed_row_before_training(sft: Make, rows: Path, tmp_path: Path) -> None:

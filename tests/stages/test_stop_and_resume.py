@@ -52,7 +52,7 @@ def kill_at_random(config: RlConfig, path: Path, num_kills: int, draw: random.Ra
         if kill % 5 == 4:
             time.sleep(draw.uniform(0.0, 6.0))
         else:
-            target = min(before + draw.randint(1, 3), config.steps - 2)
+            target = min(before + draw.randint(2, 4), config.steps - 2)
             stamp = time.time_ns()
             begun = lambda: (config.out / "config.json").exists() and (config.out / "config.json").stat().st_mtime_ns > stamp  # noqa: B023, E731
             wait_for(process, begun)

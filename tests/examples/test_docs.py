@@ -167,7 +167,7 @@ def test_the_readmes_commands_run(tmp_path: Path, monkeypatch, capsys):
     commands = fenced_commands(ROOT / "README.md")
     small = {command[0]: command for command in commands if "--video.max-pixels-per-frame" in command}
     exports = [command for command in commands if command[0] == "export"]
-    ask = next(command for command in commands if "runs/my_rl_model" in command)
+    ask = next(command for command in commands if command[0] == "ask" and "runs/my_rl_model" in command)
     small["sft"][small["sft"].index("tiny")] = "random_tiny_0"
     for command in (small["sft"], exports[0], small["rl"], exports[1], small["evaluate"], [*ask, "--rollout.max-new-tokens", "8"]):
         assert main(command) == 0, command

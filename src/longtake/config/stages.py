@@ -201,7 +201,9 @@ class TinyConfig(Section):
     num_held_out: int = Field(128, ge=1)
     """Videos of another seed on which the descriptions are scored."""
     steps: int = Field(800, ge=1)
-    """Optimizer steps."""
+    """Optimizer steps on whole descriptions, vision tower included."""
+    focus_steps: int = Field(500, ge=1)
+    """Further steps on descriptions with a focus, tower frozen."""
     batch_size: int = Field(64, ge=1)
     """Videos per step."""
     lr: float = Field(1e-3, gt=0)

@@ -26,16 +26,16 @@ from longtake.rollout.engine import RolloutRequest, SamplingParams
 from longtake.rollout.transformers_engine import TransformersEngine
 from longtake.training.batch import sft_batch
 from longtake.training.export import export_model
-from longtake.training.optimizer import build_optimizer
+from longtake.training.optimizer import Optimizer, build_optimizer
 from longtake.training.sft_loss import sft_loss
 from longtake.training.trainable import choose_trainable, training_mode
 from longtake.types import Example, Frames, Prompt, Sampling, VideoRef, VideoTokens
 from longtake.video.decode import load_frames
+from longtake.world.descriptions import INSTRUCTION, focused_description
 from longtake.world.questions import describe
 from longtake.world.story import Story
 from longtake.world.write import rows_of, story_of, video_name, write_world
 
-QUESTION = "Describe the video."
 HELD_OUT_SEED = 900_000
 """Added to the seed: far from the seeds that worlds for training and evaluation use."""
 POOL_FRAMES = 128
@@ -49,6 +49,7 @@ class Clip:
     pixels: np.ndarray
     """uint8 [POOL_FRAMES, Y, X, 3]."""
     times_s: np.ndarray
+    story: Story
     example: Example
 
 
@@ -65,7 +66,9 @@ def run(config: TinyConfig) -> None:
     choose_trainable(model, ModelConfig(train_vision=True), config.seed)
     clips = read_clips(config, world, model)
     tests = read_clips(config, held_out, model)
-    train(config, model, clips, tests)
+    with JsonLines(config.out / "log.jsonl") as log:
+        learn_to_see(config, model, clips, tests, log)
+        learn_to_read(config, model, clips, tests, log)
     export_model(model, config.out / "model")
     say(f"tiny: wrote {config.out / 'model'}")
 
@@ -88,7 +91,7 @@ def worlds_of(config: TinyConfig) -> tuple[WorldConfig, WorldConfig]:
 def texts_of(world: WorldConfig, stories: Sequence[Story]) -> list[str]:
     """The world's text, from which the tokenizer is trained."""
     rows = [row for index, story in enumerate(stories[:1000]) for row in rows_of(world, index, story)]
-    return [QUESTION, *(text for row in rows for text in (row.problem, f" {row.reasoning}"))]
+    return [INSTRUCTION, *(text for row in rows for text in (row.problem, f" {row.reasoning}"))]
 
 
 def read_clips(config: TinyConfig, world: WorldConfig, model: Model) -> list[Clip]:
@@ -99,41 +102,81 @@ def read_clips(config: TinyConfig, world: WorldConfig, model: Model) -> list[Cli
         for index in range(world.num_videos):
             path = world.out / video_name(index)
             frames = load_frames(VideoRef(path, str(path)), setting, model.patch_multiple, model.temporal_patch)
-            clips.append(Clip(frames.pixels, frames.times_s, example_of(story_of(world, index))))
+            story = story_of(world, index)
+            clips.append(Clip(frames.pixels, frames.times_s, story, example_of(story, INSTRUCTION, describe(story))))
             progress.advance()
     return clips
 
 
-def example_of(story: Story) -> Example:
-    return Example(story.seed, QUESTION, (), describe(story), "text", "describe", "", None, None, story.duration_s)
+def example_of(story: Story, instruction: str, description: str) -> Example:
+    return Example(story.seed, instruction, (), description, "text", "describe", "", None, None, story.duration_s)
 
 
-def train(config: TinyConfig, model: Model, clips: list[Clip], tests: list[Clip]) -> None:
-    """Cross-entropy on the descriptions, tower included."""
-    setting = OptimizerConfig(lr=config.lr, warmup_steps=config.warmup_steps, betas=(0.9, 0.98))
-    optimizer = build_optimizer(model, setting, config.steps)
+def learn_to_see(config: TinyConfig, model: Model, clips: list[Clip], tests: list[Clip], log: JsonLines) -> None:
+    """Cross-entropy on whole descriptions, tower included."""
+    optimizer = build_optimizer(model, optimizer_config(config), config.steps)
     rng = np.random.default_rng(config.seed)
-    with JsonLines(config.out / "log.jsonl") as log, Progress("tiny", config.steps) as progress:
+    with Progress("tiny: see", config.steps) as progress:
         for step in range(1, config.steps + 1):
             chosen = [clips[int(index)] for index in rng.choice(len(clips), config.batch_size, replace=len(clips) < config.batch_size)]
             num_frames = int(rng.choice(config.frames))
             with training_mode(model):
-                prompts = show(model, chosen, num_frames, rng)
-                responses = [torch.tensor([*model.text_ids(clip.example.answer), model.end_id]) for clip in chosen]
-                batch = sft_batch(prompts, responses, model.device)
-                loss = sft_loss(model, batch, batch.num_response_tokens)
-                loss.backward()
-                norm = optimizer.step()
-            model.weights_version = step
-            progress.advance(loss=float(loss.detach()))
+                loss = learn(model, optimizer, show(model, chosen, num_frames, rng), [clip.example for clip in chosen])
+            progress.advance(loss=loss)
             if step % config.evaluate_every == 0 or step == config.steps:
-                figures = {f"exact_{count}_frames": exact(model, tests, count) for count in sorted(set(config.frames))}
-                log.append(step, {"loss": float(loss.detach()), "grad_norm": norm, **figures})
+                log.append(step, {"phase": "see", "loss": loss, **exact_at(config, model, tests)})
                 log.flush()
 
 
+def learn_to_read(config: TinyConfig, model: Model, clips: list[Clip], tests: list[Clip], log: JsonLines) -> None:
+    """Cross-entropy on descriptions with a focus; the tower is frozen, so every video is encoded once."""
+    choose_trainable(model, ModelConfig(), config.seed)
+    tokens = [tokens_of(model, [clip], max(config.frames), None)[0] for clip in clips]
+    optimizer = build_optimizer(model, optimizer_config(config), config.focus_steps)
+    rng = np.random.default_rng([config.seed, 1])
+    with Progress("tiny: read", config.focus_steps) as progress:
+        for step in range(1, config.focus_steps + 1):
+            chosen = [int(index) for index in rng.choice(len(clips), config.batch_size, replace=len(clips) < config.batch_size)]
+            examples = [example_of(clips[index].story, *focused_description(clips[index].story, rng)) for index in chosen]
+            with training_mode(model):
+                prompts = [ask(model, example, tokens[index]) for example, index in zip(examples, chosen, strict=True)]
+                loss = learn(model, optimizer, prompts, examples)
+            progress.advance(loss=loss)
+            if step % config.evaluate_every == 0 or step == config.focus_steps:
+                log.append(config.steps + step, {"phase": "read", "loss": loss, **exact_at(config, model, tests)})
+                log.flush()
+
+
+def optimizer_config(config: TinyConfig) -> OptimizerConfig:
+    return OptimizerConfig(lr=config.lr, warmup_steps=config.warmup_steps, betas=(0.9, 0.98))
+
+
+def learn(model: Model, optimizer: Optimizer, prompts: Sequence[Prompt], examples: Sequence[Example]) -> float:
+    """One step on the descriptions `examples[i].answer`; returns the loss."""
+    responses = [torch.tensor([*model.text_ids(example.answer), model.end_id]) for example in examples]
+    batch = sft_batch(prompts, responses, model.device)
+    loss = sft_loss(model, batch, batch.num_response_tokens)
+    loss.backward()
+    optimizer.step()
+    model.weights_version += 1
+    return float(loss.detach())
+
+
+def exact_at(config: TinyConfig, model: Model, tests: list[Clip]) -> dict[str, float]:
+    return {f"exact_{count}_frames": exact(model, tests, count) for count in sorted(set(config.frames))}
+
+
 def show(model: Model, clips: Sequence[Clip], num_frames: int, rng: np.random.Generator | None) -> list[Prompt]:
-    """Prompts with `num_frames` frames of each clip, one per equal segment: jittered with an rng, at the midpoints without.
+    """Prompts for whole descriptions; see `tokens_of`."""
+    return [ask(model, clip.example, tokens) for clip, tokens in zip(clips, tokens_of(model, clips, num_frames, rng), strict=True)]
+
+
+def ask(model: Model, example: Example, tokens: VideoTokens) -> Prompt:
+    return render_prompt(example, tokens, model, PromptConfig(instruction=""))
+
+
+def tokens_of(model: Model, clips: Sequence[Clip], num_frames: int, rng: np.random.Generator | None) -> list[VideoTokens]:
+    """`num_frames` frames of each clip, one per equal segment: jittered and with gradients with an rng, at the midpoints without.
 
     All clips pass the tower as one long video: its attention stays inside a temporal group, so the result is the same.
     """
@@ -142,14 +185,9 @@ def show(model: Model, clips: Sequence[Clip], num_frames: int, rng: np.random.Ge
     sampling = Sampling(len(pixels), pixels.shape[1], pixels.shape[2], "jittered", "bicubic")
     together = Frames(pixels, np.arange(len(pixels), dtype=np.float64), "clips", sampling, 0)
     encoded = model.encode(together, len(pixels), gradients=rng is not None)
-    pieces = encoded.embeddings.chunk(len(clips))
     grid = (num_frames // model.temporal_patch, *encoded.grid[1:])
-    prompts = []
-    for clip, pick, piece in zip(clips, picks, pieces, strict=True):
-        seconds, _ = time_step(clip.times_s[pick], model.temporal_patch)
-        tokens = VideoTokens(piece, grid, seconds, "clip")
-        prompts.append(render_prompt(clip.example, tokens, model, PromptConfig(instruction="")))
-    return prompts
+    seconds = [time_step(clip.times_s[pick], model.temporal_patch)[0] for clip, pick in zip(clips, picks, strict=True)]
+    return [VideoTokens(piece, grid, second, "clip") for piece, second in zip(encoded.embeddings.chunk(len(clips)), seconds, strict=True)]
 
 
 def segments(available: int, wanted: int, rng: np.random.Generator | None) -> np.ndarray:

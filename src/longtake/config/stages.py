@@ -202,7 +202,9 @@ class TinyConfig(Section):
     """Videos of another seed on which the descriptions are scored."""
     steps: int = Field(800, ge=1)
     """Optimizer steps on whole descriptions, vision tower included."""
-    focus_steps: int = Field(500, ge=1)
+    read_steps: int = Field(400, ge=1)
+    """Further steps on text alone: copying names, finding them in a log."""
+    focus_steps: int = Field(300, ge=1)
     """Further steps on descriptions with a focus, tower frozen."""
     batch_size: int = Field(64, ge=1)
     """Videos per step."""

@@ -31,13 +31,15 @@ from longtake.training.sft_loss import sft_loss
 from longtake.training.trainable import choose_trainable, training_mode
 from longtake.types import Example, Frames, Prompt, Sampling, VideoRef, VideoTokens
 from longtake.video.decode import load_frames
-from longtake.world.descriptions import INSTRUCTION, focused_description
+from longtake.world.descriptions import INSTRUCTION, focused_description, reading
 from longtake.world.questions import describe
-from longtake.world.story import Story
+from longtake.world.story import Story, make_story
 from longtake.world.write import rows_of, story_of, video_name, write_world
 
 HELD_OUT_SEED = 900_000
 """Added to the seed: far from the seeds that worlds for training and evaluation use."""
+READING_SEED, NUM_READING = 5_000_000, 1500
+"""Stories that are only read, never filmed."""
 POOL_FRAMES = 128
 """Frames of a video that are read; each step takes some of them, at jittered times."""
 
@@ -68,7 +70,8 @@ def run(config: TinyConfig) -> None:
     tests = read_clips(config, held_out, model)
     with JsonLines(config.out / "log.jsonl") as log:
         learn_to_see(config, model, clips, tests, log)
-        learn_to_read(config, model, clips, tests, log)
+        learn_to_read(config, model, tests, log)
+        learn_to_focus(config, model, clips, tests, log)
     export_model(model, config.out / "model")
     say(f"tiny: wrote {config.out / 'model'}")
 
@@ -128,13 +131,29 @@ def learn_to_see(config: TinyConfig, model: Model, clips: list[Clip], tests: lis
                 log.flush()
 
 
-def learn_to_read(config: TinyConfig, model: Model, clips: list[Clip], tests: list[Clip], log: JsonLines) -> None:
-    """Cross-entropy on descriptions with a focus; the tower is frozen, so every video is encoded once."""
+def learn_to_read(config: TinyConfig, model: Model, tests: list[Clip], log: JsonLines) -> None:
+    """Cross-entropy on text alone; the tower is frozen from here on."""
     choose_trainable(model, ModelConfig(), config.seed)
+    stories = [quickstart_story(READING_SEED + config.seed * NUM_READING + index) for index in range(NUM_READING)]
+    optimizer = build_optimizer(model, optimizer_config(config, warmup_steps=20), config.read_steps)
+    rng = np.random.default_rng(config.seed + 1)
+    with Progress("tiny: read", config.read_steps) as progress:
+        for step in range(1, config.read_steps + 1):
+            examples = [example_of(stories[0], *reading(stories, rng)) for _ in range(config.batch_size)]
+            with training_mode(model):
+                loss = learn(model, optimizer, [ask(model, example, None) for example in examples], examples)
+            progress.advance(loss=loss)
+            if step % config.evaluate_every == 0 or step == config.read_steps:
+                log.append(config.steps + step, {"phase": "read", "loss": loss, **exact_at(config, model, tests)})
+                log.flush()
+
+
+def learn_to_focus(config: TinyConfig, model: Model, clips: list[Clip], tests: list[Clip], log: JsonLines) -> None:
+    """Cross-entropy on descriptions with a focus; the tower is frozen, so every video is encoded once."""
     tokens = [tokens_of(model, [clip], max(config.frames), None)[0] for clip in clips]
     optimizer = build_optimizer(model, optimizer_config(config), config.focus_steps)
     rng = np.random.default_rng([config.seed, 1])
-    with Progress("tiny: read", config.focus_steps) as progress:
+    with Progress("tiny: focus", config.focus_steps) as progress:
         for step in range(1, config.focus_steps + 1):
             chosen = [int(index) for index in rng.choice(len(clips), config.batch_size, replace=len(clips) < config.batch_size)]
             examples = [example_of(clips[index].story, *focused_description(clips[index].story, rng)) for index in chosen]
@@ -143,12 +162,18 @@ def learn_to_read(config: TinyConfig, model: Model, clips: list[Clip], tests: li
                 loss = learn(model, optimizer, prompts, examples)
             progress.advance(loss=loss)
             if step % config.evaluate_every == 0 or step == config.focus_steps:
-                log.append(config.steps + step, {"phase": "read", "loss": loss, **exact_at(config, model, tests)})
+                log.append(config.steps + config.read_steps + step, {"phase": "focus", "loss": loss, **exact_at(config, model, tests)})
                 log.flush()
 
 
-def optimizer_config(config: TinyConfig) -> OptimizerConfig:
-    return OptimizerConfig(lr=config.lr, warmup_steps=config.warmup_steps, betas=(0.9, 0.98))
+def quickstart_story(seed: int) -> Story:
+    world = quickstart_world(Path(), 0, 1)
+    return make_story(seed, seconds=world.seconds, num_scenes=world.num_scenes, event_share=world.event_share)
+
+
+def optimizer_config(config: TinyConfig, warmup_steps: int | None = None) -> OptimizerConfig:
+    warmup = config.warmup_steps if warmup_steps is None else warmup_steps
+    return OptimizerConfig(lr=config.lr, warmup_steps=warmup, betas=(0.9, 0.98))
 
 
 def learn(model: Model, optimizer: Optimizer, prompts: Sequence[Prompt], examples: Sequence[Example]) -> float:
@@ -171,7 +196,7 @@ def show(model: Model, clips: Sequence[Clip], num_frames: int, rng: np.random.Ge
     return [ask(model, clip.example, tokens) for clip, tokens in zip(clips, tokens_of(model, clips, num_frames, rng), strict=True)]
 
 
-def ask(model: Model, example: Example, tokens: VideoTokens) -> Prompt:
+def ask(model: Model, example: Example, tokens: VideoTokens | None) -> Prompt:
     return render_prompt(example, tokens, model, PromptConfig(instruction=""))
 
 

@@ -189,7 +189,7 @@ def test_sft_gradient_equals_the_librarys(example, model, checkpoint_folder):
     batch = sft_batch(library, [response_ids(row, other) for row in rows], other.device)
     loss = sft_loss(other, batch, batch.num_response_tokens)
     loss.backward()
-    assert line == f"loss {float(loss):.3f}"
+    assert line == f"loss {loss.item():.3f}"
     assert_same_gradients(model, other)
 
 
@@ -272,5 +272,5 @@ def test_the_reward_rises(example, tmp_path, capsys):
     """The run that the README shows, from the shipped tiny model."""
     example.main(["--out", str(tmp_path)])
     rewards = [float(line.split()[3]) for line in capsys.readouterr().out.splitlines() if line.startswith("rl")]
-    assert len(rewards) >= 20
-    assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5
+    assert len(rewards) >= 15
+    assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.1  # measured 0.37 -> 0.62 with a tiny model of the same training

@@ -133,7 +133,6 @@ def test_a_field_of_another_section_is_suggested_by_its_last_name() -> None:
         ("optimizer.betas", "0.9,1.0", "below 1"),
         ("model.lora", "16", "section with fields of its own"),
         ("resume", "maybe", "valid boolean"),
-        ("video.min-pixels-per-frame", "300000", "not be larger than the largest"),
         ("rollout.temperature", "0", "greedy takes of a prompt are all alike"),
         ("rollout.num-takes", "1", "at least 2"),
         ("updates-per-step", "17", "at least one group"),
@@ -152,9 +151,15 @@ def test_wrong_values_are_refused_with_their_rule(key: str, text: str, rule: str
     assert "\n" not in str(error)
 
 
+def test_the_smallest_frame_is_not_larger_than_the_largest() -> None:
+    error = refusal(("video.min-pixels-per-frame", "300000"), ("video.max-pixels-per-frame", "200704"))
+    assert "not be larger than the largest" in str(error)
+
+
 def test_a_valid_neighbour_of_each_cross_check_is_taken() -> None:
     """Negative control of the checks over several fields."""
-    rl(("video.min-pixels-per-frame", "200704"), ("updates-per-step", "16"), ("algorithm.overlong.cache-tokens", "2048"))
+    rl(("video.min-pixels-per-frame", "200704"), ("video.max-pixels-per-frame", "200704"))
+    rl(("updates-per-step", "16"), ("algorithm.overlong.cache-tokens", "2048"))
     rl(("rewards.weights.overlong", "1"), ("algorithm.overlong.cache-tokens", "100"), ("rollout.num-takes", "2"))
 
 

@@ -69,7 +69,7 @@ class VideoConfig(Section):
     min_pixels_per_frame: int = Field(default=28 * 28, ge=28 * 28)
     """A frame is enlarged to at least this many pixels."""
     max_pixels_per_frame: int | None = Field(default=None, ge=28 * 28)
-    """A frame is reduced to at most this many pixels, sides rounded to whole patches; None: what the checkpoint asks for, at most 448 x 448."""
+    """A frame is reduced to at most this many pixels, sides in whole patches; None: what the checkpoint asks for, at most 448 x 448."""
     max_video_tokens: int | None = Field(default=None, ge=1)
     """Token budget per video (frames x pixels); None: no budget."""
     overflow: Literal["fewer_pixels", "fewer_frames", "error"] = "fewer_pixels"

@@ -45,6 +45,8 @@ def choose_trainable(model: Model, config: ModelConfig, seed: int = 0) -> dict[s
     if config.gradient_checkpointing:
         # Non-reentrant: the inputs need no gradient of their own, as when the embeddings are frozen (LoRA).
         language_model(model).gradient_checkpointing_enable({"use_reentrant": False})
+        # transformers then hooks the embeddings to require gradients; the videos are written into them in place, which such a leaf forbids.
+        language_model(model).disable_input_require_grads()
     model.hf.eval()
     counts = parameter_counts(model)
     logger.info("trainable: %d of %d parameters (%d tensors)", counts["trainable"], counts["total"], counts["tensors"])
@@ -131,3 +133,5 @@ def _add_adapters(decoder: nn.Module, config: LoraConfig, seed: int) -> None:
         inject_adapter_in_model(settings, decoder)
     for name, parameter in decoder.named_parameters():
         parameter.requires_grad_("lora_" in name)
+        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
+            parameter.data = parameter.data.float()  # in bfloat16 a step of 1e-5 is rounded away for 84 % of the weights

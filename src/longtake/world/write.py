@@ -45,8 +45,7 @@ def write_world(config: WorldConfig) -> WorldSummary:
     Raises ConfigError when the folder holds another world.
     """
     if is_written(config):
-        rows = sum(1 for _ in (config.out / "rows.jsonl").open())
-        return WorldSummary(config.num_videos, rows, 0.0, reused=True)
+        return WorldSummary(config.num_videos, len((config.out / "rows.jsonl").read_text(encoding="utf-8").splitlines()), 0.0, reused=True)
     (config.out / "videos").mkdir(parents=True, exist_ok=True)
     stories = [story_of(config, index) for index in range(config.num_videos)]
     with Progress(f"world {config.out.name}", config.num_videos) as progress:

@@ -1,7 +1,8 @@
 """From a story's event log to rows: four categories, options from the same video, reasoning derived from the log.
 
 The reasoning lists what happens, states the fact that answers the question, then walks the options to the right one: measured
-on the tiny model, binding an answer to its option LETTER is learned at once in that form and not at all without the walk.
+on the tiny model, binding an answer to its option LETTER is learned at once in that form and not at all without the walk. A
+sentence of the log begins with its place: what follows a word is easier to find again than what stands before it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from longtake.types import Row
-from longtake.world.story import Event, Story, holders_at_end
+from longtake.world.story import Event, Story
 
 LETTERS = "ABCD"
 CATEGORIES = ("temporal", "goal", "plot", "spatial")
@@ -30,10 +31,15 @@ class Question:
 
 
 def describe_event(event: Event, place: str) -> str:
-    """`red square gives key to blue circle in cave.`"""
+    """`cave red square gives key to blue circle.`"""
+    return f"{place} {what_happens(event)}."
+
+
+def what_happens(event: Event) -> str:
+    """`red square gives key to blue circle`"""
     thing = f" {event.thing}" if event.thing else ""
     other = {"gives": f" to {event.other}", "meets": f" {event.other}"}.get(event.kind, "")
-    return f"{event.actor} {event.kind}{thing}{other} in {place}."
+    return f"{event.actor} {event.kind}{thing}{other}"
 
 
 def describe(story: Story) -> str:
@@ -94,7 +100,7 @@ def ask_temporal(story: Story, rng: np.random.Generator) -> Question:
     index = int(rng.integers(len(story.scenes) - 1))
     before, answer = story.scenes[index].place, story.scenes[index + 1].place
     wrong = others(places_of(story), answer, rng, excluded=before)
-    return Question("temporal", f"Which place came right after the {before}?", answer, wrong, f"After {before} comes {answer}.")
+    return Question("temporal", f"Which place came right after the {before}?", answer, wrong, f"{before} {answer}.")
 
 
 def ask_goal(story: Story, rng: np.random.Generator) -> Question:
@@ -112,23 +118,20 @@ def ask_goal(story: Story, rng: np.random.Generator) -> Question:
 
 
 def ask_plot(story: Story, rng: np.random.Generator) -> Question:
-    """Who has a thing when the video ends, however many hands it went through."""
-    holders = holders_at_end(story.events)
-    thing = str(rng.choice(sorted(holders)))
-    answer = holders[thing]
-    return Question("plot", f"Who has the {thing} at the end?", answer, others(story.cast, answer, rng), f"{thing} ends with {answer}.")
-
-
-PAST = {"takes": "take", "gives": "give", "hides": "hide", "uses": "use", "meets": "meet"}
+    """Where the story begins or ends. (WHAT happens then would give itself away: nothing is handed over before it was taken.)"""
+    index, word = [(0, "begin"), (len(story.scenes) - 1, "end")][int(rng.integers(2))]
+    scene = story.scenes[index]
+    wrong = others(places_of(story), scene.place, rng)
+    return Question("plot", f"Where does the story {word}?", scene.place, wrong, describe_event(scene.event, scene.place))
 
 
 def ask_spatial(story: Story, rng: np.random.Generator) -> Question:
-    """Where something happened."""
-    scene = story.scenes[int(rng.integers(len(story.scenes)))]
-    event = scene.event
-    target = f"the {event.other}" if event.kind == "meets" else f"the {event.thing}"
-    text = f"Where did the {event.actor} {PAST[event.kind]} {target}?"
-    return Question("spatial", text, scene.place, others(places_of(story), scene.place, rng), describe_event(event, scene.place))
+    """What happened in a place; the wrong ones happened in others."""
+    index = int(rng.integers(len(story.scenes)))
+    place = story.scenes[index].place
+    happenings = tuple(what_happens(event) for event in story.events)
+    wrong = others(happenings, happenings[index], rng)
+    return Question("spatial", f"What happened in the {place}?", happenings[index], wrong, describe_event(story.events[index], place))
 
 
 QUESTIONS: dict[str, Callable[[Story, np.random.Generator], Question]] = {

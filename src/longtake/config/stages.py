@@ -202,9 +202,9 @@ class TinyConfig(Section):
     """Videos of another seed on which the descriptions are scored."""
     steps: int = Field(800, ge=1)
     """Optimizer steps on whole descriptions, vision tower included."""
-    read_steps: int = Field(400, ge=1)
+    read_steps: int = Field(2000, ge=1)
     """Further steps on text alone: copying names, finding them in a log."""
-    focus_steps: int = Field(300, ge=1)
+    focus_steps: int = Field(250, ge=1)
     """Further steps on descriptions with a focus, tower frozen."""
     batch_size: int = Field(64, ge=1)
     """Videos per step."""

@@ -1,0 +1,1 @@
+"""Sequence parallelism and the shared prompt on unmodified transformers models."""

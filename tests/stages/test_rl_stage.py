@@ -311,6 +311,11 @@ def test_dropout_is_refused(rl: Make) -> None:
         stage.run(rl(model={"lora": {"dropout": 0.1}}))
 
 
+def test_a_trained_tower_beside_a_reference_is_refused(rl: Make) -> None:
+    with pytest.raises(ValueError, match=r"coefficient = 0\.1 with model\.train_vision"):
+        rl(model={"train_vision": True}, algorithm={"kl": {"coefficient": 0.1}})
+
+
 def test_kl_keeps_the_policy_near_its_start(rl: Make, base: Path) -> None:
     """A strong KL in the loss holds the weights back; the reference stays the start, over a resume too."""
     kl = {"algorithm": {"kl": {"coefficient": 50.0, "estimator": "k3"}}, "optimizer": {"lr": 3e-3}}

@@ -1,13 +1,15 @@
 """Stories are consistent, deterministic and give nothing away."""
 
+import re
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from longtake.errors import ConfigError
-from longtake.world.descriptions import focused, focused_description, reading, walked
-from longtake.world.questions import CATEGORIES, LETTERS, describe, make_rows, what_happens
+from longtake.world.descriptions import STRAY_WORDS, focused, focused_description, reading, walked, with_stray_words
+from longtake.world.questions import CATEGORIES, LETTERS, describe, make_rows, trace, what_happens
 from longtake.world.render import render_frame
 from longtake.world.story import PURPOSES, Event, Story, holders_at_end, make_story, purpose_of
 
@@ -179,24 +181,66 @@ def test_most_of_the_evidence_needs_many_frames():
     assert seen(8) < 0.95
 
 
-def test_base_descriptions_hold_no_question_and_no_option_letter():
+def test_base_descriptions_are_no_questions_with_options():
+    """No question mark, no tag of an answer, and never a log beside a list: the base is not taught the task."""
     rng = np.random.default_rng(0)
     for _ in range(300):
-        for instruction, said in (focused_description(STORIES[0], rng), reading(STORIES, rng)):
-            assert "?" not in instruction + said
-            assert not any(word.strip(".") in LETTERS for word in f"{instruction} {said}".split())
+        instruction, said = focused_description(STORIES[0], rng)
+        assert not LIST.search(instruction + said)
+        text, answer = reading(STORIES, rng)
+        assert not (LIST.search(text) and re.search(r"\w\. \w+ \w+ \w+", text.split("\n")[0]))
+        assert not re.search(r"[?<>]", instruction + said + text + answer)
+
+
+LIST = re.compile(r"\n[A-Z]\. ")
 
 
 def test_focused_descriptions_by_hand():
     story = STORIES[0]
-    first, second = story.scenes[:2]
+    first, second, last = story.scenes[0], story.scenes[1], story.scenes[-1]
     rng = np.random.default_rng(0)
-    found = dict(focused(story, rng) for _ in range(200))
-    assert found[f" {first.place}"] == f"{first.place} {what_happens(first.event)}."
-    assert found[f" after {first.place}"] == f"{first.place} {second.place}"
-    assert len(found) == len(story.scenes) + len(story.scenes) - 1
-    for names, said in (walked(story, rng) for _ in range(50)):
-        name, *lines = names.split("\n")
-        listed = dict(line.split(". ") for line in lines)
+    found = dict(focused(story, rng) for _ in range(300))
+    assert found[first.place] == f"{first.place} {what_happens(first.event)}"
+    assert found[f"after {first.place}"] == f"{first.place} {second.place}"
+    assert (found["begin"], found["end"]) == (f"begin {first.place}", f"end {last.place}")
+    taken = story.events[story.asked_take]
+    assert found[f"{taken.actor} {taken.thing}"] == trace(story, story.asked_take)
+    num_takes = sum(event.kind == "takes" for event in story.events)
+    assert len(found) == len(story.scenes) + len(story.scenes) - 1 + 2 + num_takes
+
+
+def test_stray_words_leave_the_focus_in_order():
+    rng = np.random.default_rng(0)
+    lengths = set()
+    for _ in range(100):
+        words = with_stray_words("red square key", rng).split()
+        assert [word for word in words if word not in STRAY_WORDS] == ["red", "square", "key"]
+        lengths.add(len(words))
+    assert lengths == {3, 4, 5, 6, 7}
+
+
+def test_lists_are_walked_to_the_name():
+    rng = np.random.default_rng(0)
+    for story in STORIES[:50]:
+        text, said = walked(story, rng)
+        name, *lines = text.removeprefix(": ").split("\n")
+        listed = dict(line.split(". ", 1) for line in lines)
+        assert len(set(listed.values())) == len(lines) > 1
         steps = list(listed.items())[: list(listed.values()).index(name) + 1]
-        assert said == f"{name} " + " ".join(f"{label} {text} {'yes' if text == name else 'no'}" for label, text in steps)
+        answers = " ".join(f"{label} {option} {'yes' if option == name else 'no'}" for label, option in steps)
+        assert said == f": {name} {answers} {steps[-1][0]}"
+
+
+def test_traces_by_hand():
+    red, blue = "red square", "blue circle"
+    take = Event("takes", red, thing="key")
+    meeting = Event("meets", red, other=blue)
+    ends = {
+        Event("gives", red, other=blue, thing="key"): "red square takes key gives key to blue circle",
+        Event("uses", red, thing="key"): "red square takes key uses key",
+        Event("hides", red, thing="key"): "red square takes key hides key",
+        Event("hides", red, thing="cup"): "red square takes key keeps key",
+    }
+    for after, said in ends.items():
+        story = replace(STORIES[0], scenes=tuple(replace(STORIES[0].scenes[0], event=event) for event in (meeting, take, meeting, after)))
+        assert trace(story, 1) == said

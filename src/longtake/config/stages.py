@@ -153,6 +153,12 @@ class RlConfig(TrainConfig):
             )
         if overlong is None and self.rewards.weights.get("overlong"):
             raise broken("rewards.weights.overlong", "needs algorithm.overlong", "set algorithm.overlong.cache_tokens")
+        if self.model.train_vision and self.algorithm.kl.coefficient > 0:
+            raise broken(
+                f"algorithm.kl.coefficient = {self.algorithm.kl.coefficient} with model.train_vision",
+                "the reference sees the videos through the starting tower, which a trained tower leaves behind",
+                "set algorithm.kl.coefficient = 0, or train the language model alone",
+            )
         if self.validation is not None and self.validation.patience is not None:
             raise broken("validation.patience", "is for SFT only", "set max_seconds or steps")
         return self
@@ -202,9 +208,9 @@ class TinyConfig(Section):
     """Videos of another seed on which the descriptions are scored."""
     steps: int = Field(800, ge=1)
     """Optimizer steps on whole descriptions, vision tower included."""
-    read_steps: int = Field(2000, ge=1)
-    """Further steps on text alone: copying names, finding them in a log."""
-    focus_steps: int = Field(250, ge=1)
+    read_steps: int = Field(2400, ge=1)
+    """Further steps on text alone: copying words, finding them in a log or a list."""
+    focus_steps: int = Field(300, ge=1)
     """Further steps on descriptions with a focus, tower frozen."""
     batch_size: int = Field(64, ge=1)
     """Videos per step."""

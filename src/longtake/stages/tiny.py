@@ -1,6 +1,7 @@
 """`longtake tiny train`: make the tiny base model. It learns to describe world videos, and never sees a question answered.
 
-out/world, out/held_out (videos)     out/model (the checkpoint directory)     out/log.jsonl (loss and held-out accuracy)
+out/world, out/held_out (videos)     out/model (the checkpoint directory; out/see and out/read after the first two phases)
+out/log.jsonl (loss, and accuracy on held-out videos and texts)
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from longtake.models.positions import time_step
 from longtake.models.tiny import build_tiny
 from longtake.observe.lines import JsonLines
 from longtake.observe.progress import Progress, say
+from longtake.recipes.quickstart import MAX_NEW_TOKENS
 from longtake.recipes.quickstart import world as quickstart_world
 from longtake.rollout.engine import RolloutRequest, SamplingParams
 from longtake.rollout.transformers_engine import TransformersEngine
@@ -31,7 +33,7 @@ from longtake.training.sft_loss import sft_loss
 from longtake.training.trainable import choose_trainable, training_mode
 from longtake.types import Example, Frames, Prompt, Sampling, VideoRef, VideoTokens
 from longtake.video.decode import load_frames
-from longtake.world.descriptions import INSTRUCTION, focused_description, reading
+from longtake.world.descriptions import FOCUS, INSTRUCTION, LABELS, WORDS, focused_description, reading
 from longtake.world.questions import describe
 from longtake.world.story import Story, make_story
 from longtake.world.write import rows_of, story_of, video_name, write_world
@@ -40,6 +42,10 @@ HELD_OUT_SEED = 900_000
 """Added to the seed: far from the seeds that worlds for training and evaluation use."""
 READING_SEED, NUM_READING = 5_000_000, 1500
 """Stories that are only read, never filmed."""
+ALONE = 100
+"""Times each word and label is shown alone to the tokenizer."""
+READING_TESTS = 64
+"""Texts per kind of reading on which accuracy is measured."""
 POOL_FRAMES = 128
 """Frames of a video that are read; each step takes some of them, at jittered times."""
 
@@ -60,7 +66,8 @@ def run(config: TinyConfig) -> None:
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     torch.manual_seed(config.seed)
-    refuse_occupied(config.out / "model")
+    for name in ("see", "read", "model"):
+        refuse_occupied(config.out / name)
     world, held_out = worlds_of(config)
     stories = [story_of(world, index) for index in range(world.num_videos)]
     build_tiny(config.out / "random", texts_of(world, stories), config.seed)
@@ -69,11 +76,10 @@ def run(config: TinyConfig) -> None:
     clips = read_clips(config, world, model)
     tests = read_clips(config, held_out, model)
     with JsonLines(config.out / "log.jsonl") as log:
-        learn_to_see(config, model, clips, tests, log)
-        learn_to_read(config, model, tests, log)
-        learn_to_focus(config, model, clips, tests, log)
-    export_model(model, config.out / "model")
-    say(f"tiny: wrote {config.out / 'model'}")
+        for name, learn in (("see", learn_to_see), ("read", learn_to_read), ("model", learn_to_focus)):
+            learn(config, model, clips, tests, log)
+            export_model(model, config.out / name)
+            say(f"tiny: wrote {config.out / name}")
 
 
 def refuse_occupied(out: Path) -> None:
@@ -92,9 +98,10 @@ def worlds_of(config: TinyConfig) -> tuple[WorldConfig, WorldConfig]:
 
 
 def texts_of(world: WorldConfig, stories: Sequence[Story]) -> list[str]:
-    """The world's text, from which the tokenizer is trained."""
+    """The world's text, from which the tokenizer is trained; each word and label also alone, so that it is one piece wherever it stands."""
     rows = [row for index, story in enumerate(stories[:1000]) for row in rows_of(world, index, story)]
-    return [INSTRUCTION, *(text for row in rows for text in (row.problem, f" {row.reasoning}"))]
+    alone = [f"{space}{word}" for word in (*WORDS, *LABELS) for space in ("", " ")] * ALONE
+    return [INSTRUCTION, *alone, *(text for row in rows for text in (row.problem, f" {row.reasoning}"))]
 
 
 def read_clips(config: TinyConfig, world: WorldConfig, model: Model) -> list[Clip]:
@@ -131,8 +138,8 @@ def learn_to_see(config: TinyConfig, model: Model, clips: list[Clip], tests: lis
                 log.flush()
 
 
-def learn_to_read(config: TinyConfig, model: Model, tests: list[Clip], log: JsonLines) -> None:
-    """Cross-entropy on text alone; the tower is frozen from here on."""
+def learn_to_read(config: TinyConfig, model: Model, clips: list[Clip], tests: list[Clip], log: JsonLines) -> None:
+    """Cross-entropy on text alone, of stories that are not filmed; the tower is frozen from here on."""
     choose_trainable(model, ModelConfig(), config.seed)
     stories = [quickstart_story(READING_SEED + config.seed * NUM_READING + index) for index in range(NUM_READING)]
     optimizer = build_optimizer(model, optimizer_config(config, warmup_steps=20), config.read_steps)
@@ -144,7 +151,7 @@ def learn_to_read(config: TinyConfig, model: Model, tests: list[Clip], log: Json
                 loss = learn(model, optimizer, [ask(model, example, None) for example in examples], examples)
             progress.advance(loss=loss)
             if step % config.evaluate_every == 0 or step == config.read_steps:
-                log.append(config.steps + step, {"phase": "read", "loss": loss, **exact_at(config, model, tests)})
+                log.append(config.steps + step, {"phase": "read", "loss": loss, **exact_reading(model, tests)})
                 log.flush()
 
 
@@ -162,7 +169,10 @@ def learn_to_focus(config: TinyConfig, model: Model, clips: list[Clip], tests: l
                 loss = learn(model, optimizer, prompts, examples)
             progress.advance(loss=loss)
             if step % config.evaluate_every == 0 or step == config.focus_steps:
-                log.append(config.steps + config.read_steps + step, {"phase": "focus", "loss": loss, **exact_at(config, model, tests)})
+                log.append(
+                    config.steps + config.read_steps + step,
+                    {"phase": "focus", "loss": loss} | exact_at(config, model, tests) | exact_reading(model, tests),
+                )
                 log.flush()
 
 
@@ -223,17 +233,32 @@ def segments(available: int, wanted: int, rng: np.random.Generator | None) -> np
 
 def exact(model: Model, clips: Sequence[Clip], num_frames: int) -> float:
     """Share of the events described without a mistake and in their place, greedy decoding."""
-    engine = TransformersEngine(model, max_rows=64)
     with torch.no_grad():
         prompts = show(model, clips, num_frames, None)
-    requests = [RolloutRequest(index, prompt) for index, prompt in enumerate(prompts)]
-    takes = engine.generate(requests, SamplingParams(1, 0.0, 96, 0, 0))
     right = total = 0
-    for clip, (take,) in zip(clips, takes, strict=True):
-        wanted, said = sentences(clip.example.answer), sentences(take.text)
+    for clip, text in zip(clips, greedy(model, prompts), strict=True):
+        wanted, said = sentences(clip.example.answer), sentences(text)
         right += sum(one == other for one, other in zip(wanted, said, strict=False))
         total += len(wanted)
     return right / total
+
+
+def exact_reading(model: Model, clips: Sequence[Clip]) -> dict[str, float]:
+    """Per kind of reading the share of held-out texts answered without a mistake, greedy decoding."""
+    stories = [clip.story for clip in clips]
+    rng = np.random.default_rng(0)
+    shares = {}
+    for kind in ("copy", *FOCUS, "walk"):
+        examples = [example_of(stories[0], *reading(stories, rng, kind)) for _ in range(READING_TESTS)]
+        said = greedy(model, [ask(model, example, None) for example in examples])
+        shares[f"exact_{kind}"] = sum(example.answer == text for example, text in zip(examples, said, strict=True)) / READING_TESTS
+    return shares
+
+
+def greedy(model: Model, prompts: Sequence[Prompt]) -> list[str]:
+    requests = [RolloutRequest(index, prompt) for index, prompt in enumerate(prompts)]
+    takes = TransformersEngine(model, max_rows=64).generate(requests, SamplingParams(1, 0.0, MAX_NEW_TOKENS, 0, 0))
+    return [take.text for (take,) in takes]
 
 
 def sentences(text: str) -> list[str]:

@@ -5,35 +5,46 @@ Describing, whole and with a focus:
     Describe the video.                 the log of events
     Describe the video. cave            the log, then again what happened in the cave
     Describe the video. after cave      the log, then the cave and the place after it
+    Describe the video. end             the log, then the last place (or `begin`, the first)
+    Describe the video. red square key  the log, then the taking of the key and what became of it
 
 Reading, without a video:
 
-    cave cup red square key             the same again
-    LOG cave                            the log's sentence about the cave
-    LOG after cave                      the cave and the place after it
-    cave\\nK. hall\\nR. cave            the name, then the list as far as the name: `cave K hall no R cave yes`
+    cave which red the hide             the same again
+    LOG after cave                      what a description with this focus would say after the log
+    : cave\\nK. hall\\nR. cave          the name, then the list as far as the name: `: cave K hall no R cave yes R`
 
 Without reading, a model of this size does not find a word of the prompt again in what it has said: 430 steps of focused descriptions did
-not teach it, and SFT stayed at chance. The labels of lists are never the letters of options.
+not teach it, and SFT stayed at chance. A log and a list never stand together, and stray words around a focus make it no question.
 """
 
 from __future__ import annotations
 
+import string
 from collections.abc import Sequence
 
 import numpy as np
 
-from longtake.world.questions import LETTERS, describe, describe_event, places_of
+from longtake.world.questions import LETTERS, describe, in_place, next_place, places_of, trace, walk, what_happens
 from longtake.world.story import CHARACTERS, PLACES, THINGS, Story
 
 INSTRUCTION = "Describe the video."
-LABELS = tuple(letter for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ" if letter not in LETTERS)
-WHOLE_SHARE = 0.4
+LABELS = tuple(string.ascii_uppercase)
+WHOLE_SHARE = 0.3
 READING = ("copy", "focus", "walk")
-READING_SHARES = (0.25, 0.5, 0.25)
-NAMES = PLACES + THINGS + CHARACTERS
+READING_SHARES = (0.15, 0.55, 0.3)
+FOCUS = ("place", "after", "ends", "trace")
+FOCUS_SHARES = (0.3, 0.3, 0.1, 0.3)
+STRAY_WORDS = ("Which", "place", "came", "right", "the", "Why", "did", "take", "Where", "does", "story", "What", "happened", "in")
+MAX_STRAY_WORDS = 4
+WORDS = (
+    *sorted({word for name in PLACES + THINGS + CHARACTERS for word in name.split()}),
+    *("takes", "gives", "hides", "uses", "meets", "keeps", "to", "use", "hide", "give", "keep", "it", "after", "begin", "end"),
+    *STRAY_WORDS,
+)
 COPY_LENGTHS = (4, 13)
-"""Names to repeat: at least 4, fewer than 13."""
+"""Words to repeat: at least 4, fewer than 13."""
+LIST_LENGTHS = (2, 6)
 
 
 def focused_description(story: Story, rng: np.random.Generator) -> tuple[str, str]:
@@ -41,37 +52,66 @@ def focused_description(story: Story, rng: np.random.Generator) -> tuple[str, st
     if rng.random() < WHOLE_SHARE:
         return INSTRUCTION, describe(story)
     focus, said = focused(story, rng)
-    return f"{INSTRUCTION}{focus}", f"{describe(story)} {said}"
+    return f"{INSTRUCTION} {with_stray_words(focus, rng)}", f"{describe(story)} {said}"
 
 
-def reading(stories: Sequence[Story], rng: np.random.Generator) -> tuple[str, str]:
-    """(text, what is to be said of it), no video."""
-    kind = str(rng.choice(READING, p=READING_SHARES))
+def reading(stories: Sequence[Story], rng: np.random.Generator, kind: str | None = None) -> tuple[str, str]:
+    """(text, what is to be said of it), no video; of a random kind when none is given."""
+    kind = kind or str(rng.choice(READING, p=READING_SHARES))
     if kind == "copy":
-        names = " ".join(str(name) for name in rng.choice(NAMES, int(rng.integers(*COPY_LENGTHS))))
-        return names, names
+        words = " ".join(str(word) for word in rng.choice(WORDS, int(rng.integers(*COPY_LENGTHS))))
+        return words, words
     story = stories[int(rng.integers(len(stories)))]
     if kind == "walk":
         return walked(story, rng)
-    focus, said = focused(story, rng)
-    return describe(story) + focus, said
+    focus, said = focused(story, rng, None if kind == "focus" else kind)
+    return f"{describe(story)} {with_stray_words(focus, rng)}", said
 
 
-def focused(story: Story, rng: np.random.Generator) -> tuple[str, str]:
-    """A place of the video and its event, or a place and the one after it."""
-    if rng.random() < 0.5:
-        scene = story.scenes[int(rng.integers(len(story.scenes)))]
-        return f" {scene.place}", describe_event(scene.event, scene.place)
-    index = int(rng.integers(len(story.scenes) - 1))
-    before, after = places_of(story)[index : index + 2]
-    return f" after {before}", f"{before} {after}"
+def focused(story: Story, rng: np.random.Generator, kind: str | None = None) -> tuple[str, str]:
+    """(focus, what is said of it), of a random kind when none is given."""
+    kind = kind or str(rng.choice(FOCUS, p=FOCUS_SHARES))
+    places = places_of(story)
+    if kind == "place":
+        scene = story.scenes[int(rng.integers(len(places)))]
+        return scene.place, in_place(scene.event, scene.place)
+    if kind == "after":
+        index = int(rng.integers(len(places) - 1))
+        return f"after {places[index]}", next_place(*places[index : index + 2])
+    if kind == "ends":
+        word, place = [("begin", places[0]), ("end", places[-1])][int(rng.integers(2))]
+        return word, f"{word} {place}"
+    takes = [index for index, event in enumerate(story.events) if event.kind == "takes"]
+    take = takes[int(rng.integers(len(takes)))]
+    return f"{story.events[take].actor} {story.events[take].thing}", trace(story, take)
+
+
+def with_stray_words(focus: str, rng: np.random.Generator) -> str:
+    """Half of the time as it is, else with up to MAX_STRAY_WORDS words anywhere in it."""
+    words = focus.split()
+    for _ in range(int(rng.integers(1, MAX_STRAY_WORDS + 1)) if rng.random() < 0.5 else 0):
+        words.insert(int(rng.integers(len(words) + 1)), str(rng.choice(STRAY_WORDS)))
+    return " ".join(words)
 
 
 def walked(story: Story, rng: np.random.Generator) -> tuple[str, str]:
-    """A name and a labelled list that holds it; the list is walked as far as the name."""
-    names = [str(name) for name in rng.permutation(places_of(story))[: len(LETTERS)]]
-    labels = [str(label) for label in rng.permutation(LABELS)[: len(names)]]
-    wanted = int(rng.integers(len(names)))
-    steps = [f"{labels[index]} {names[index]} {'yes' if index == wanted else 'no'}" for index in range(wanted + 1)]
-    lines = "".join(f"\n{label}. {name}" for label, name in zip(labels, names, strict=True))
-    return names[wanted] + lines, f"{names[wanted]} {' '.join(steps)}"
+    """A name and a labelled list that holds it; the list is walked as far as the name, whose label is said last."""
+    options = list_of(story, int(rng.integers(LIST_LENGTHS[0], LIST_LENGTHS[1])), rng)
+    labels = [str(label) for label in rng.permutation(LABELS)[: len(options)]]
+    if rng.random() < 0.25:
+        labels = list(LETTERS)[: len(options)]
+    labels, options = labels[: len(options)], options[: len(labels)]
+    wanted = int(rng.integers(len(options)))
+    lines = "".join(f"\n{label}. {option}" for label, option in zip(labels, options, strict=True))
+    return f": {options[wanted]}{lines}", f": {options[wanted]} {walk(labels, options, wanted)} {labels[wanted]}"
+
+
+def list_of(story: Story, count: int, rng: np.random.Generator) -> list[str]:
+    """Different places, happenings or random phrases."""
+    kind = int(rng.integers(3))
+    if kind == 0:
+        return [str(place) for place in rng.permutation(PLACES)[:count]]
+    if kind == 1:
+        return [str(happening) for happening in rng.permutation(sorted({what_happens(event) for event in story.events}))[:count]]
+    phrases = {" ".join(str(word) for word in rng.choice(WORDS, int(rng.integers(1, 7)))) for _ in range(2 * count)}
+    return [str(phrase) for phrase in rng.permutation(sorted(phrases))[:count]]

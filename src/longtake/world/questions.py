@@ -1,13 +1,16 @@
 """From a story's event log to rows: four categories, options from the same video, reasoning derived from the log.
 
-The reasoning lists what happens, states the fact that answers the question, then walks the options to the right one: measured
-on the tiny model, binding an answer to its option LETTER is learned at once in that form and not at all without the walk. A
-sentence of the log begins with its place: what follows a word is easier to find again than what stands before it.
+The reasoning lists what happens, states the fact that decides, says the answer behind a colon, then walks the options to it:
+
+    cave red square takes key. hall red square uses key. ... cave hall: hall A street no B hall yes
+
+Measured on the tiny model, binding an answer to its option LETTER is learned at once in that form and not at all without the walk.
+A sentence of the log begins with its place: what follows a word is easier to find again than what stands before it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,7 +35,12 @@ class Question:
 
 def describe_event(event: Event, place: str) -> str:
     """`cave red square gives key to blue circle.`"""
-    return f"{place} {what_happens(event)}."
+    return f"{in_place(event, place)}."
+
+
+def in_place(event: Event, place: str) -> str:
+    """`cave red square gives key to blue circle`"""
+    return f"{place} {what_happens(event)}"
 
 
 def what_happens(event: Event) -> str:
@@ -76,13 +84,18 @@ def lay_out_row(story: Story, question: Question, letter_index: int, is_open: bo
     """(problem, reasoning, answer) with the right option at `letter_index`."""
     log = describe(story)
     if is_open:
-        return question.text, f"{log} {question.fact}", question.answer
+        return question.text, f"{log} {question.fact}: {question.answer}", question.answer
     options = [str(option) for option in rng.permutation(question.distractors)]
     options.insert(letter_index, question.answer)
     inline = "".join(f"\n{letter}. {option}" for letter, option in zip(LETTERS, options, strict=True))
-    walked = [f"{letter} {option} no" for letter, option in zip(LETTERS, options[:letter_index], strict=False)]
-    walked.append(f"{LETTERS[letter_index]} {question.answer} yes")
-    return question.text + inline, f"{log} {question.fact} {' '.join(walked)}", LETTERS[letter_index]
+    walked = walk(LETTERS, options, letter_index)
+    return question.text + inline, f"{log} {question.fact}: {question.answer} {walked}", LETTERS[letter_index]
+
+
+def walk(labels: Sequence[str], options: Sequence[str], wanted: int) -> str:
+    """`A street no B hall yes`: the list as far as the wanted option."""
+    steps = [f"{label} {option} no" for label, option in zip(labels[:wanted], options[:wanted], strict=True)]
+    return " ".join([*steps, f"{labels[wanted]} {options[wanted]} yes"])
 
 
 def others(pool: tuple[str, ...], answer: str, rng: np.random.Generator, excluded: str | None = None) -> tuple[str, ...]:
@@ -100,21 +113,36 @@ def ask_temporal(story: Story, rng: np.random.Generator) -> Question:
     index = int(rng.integers(len(story.scenes) - 1))
     before, answer = story.scenes[index].place, story.scenes[index + 1].place
     wrong = others(places_of(story), answer, rng, excluded=before)
-    return Question("temporal", f"Which place came right after the {before}?", answer, wrong, f"{before} {answer}.")
+    return Question("temporal", f"Which place came right after the {before}?", answer, wrong, next_place(before, answer))
 
 
 def ask_goal(story: Story, rng: np.random.Generator) -> Question:
     """Why a thing was taken: to be used, hidden, given away or kept; each is the truth in a quarter of the stories."""
     taken = story.events[story.asked_take]
-    receivers = [event.other for event in story.events[story.asked_take :] if event.kind == "gives" and event.thing == taken.thing]
+    after = next_event(story, story.asked_take)
     anybody = [name for name in story.cast if name != taken.actor]
-    receiver = receivers[0] if story.purpose == "give" else str(rng.choice(anybody))
+    receiver = after.other if after is not None and after.kind == "gives" else str(rng.choice(anybody))
     purposes = {"use": "to use it", "hide": "to hide it", "give": f"to give it to {receiver}", "keep": "to keep it"}
     answer = purposes[story.purpose]
     wrong = tuple(text for text in purposes.values() if text != answer)
-    return Question(
-        "goal", f"Why did the {taken.actor} take the {taken.thing}?", answer, wrong, f"{taken.actor} takes {taken.thing} {answer}."
-    )
+    return Question("goal", f"Why did the {taken.actor} take the {taken.thing}?", answer, wrong, trace(story, story.asked_take))
+
+
+def next_event(story: Story, take: int) -> Event | None:
+    """What happens next to the thing taken in events[take]; None: it is kept."""
+    return next((event for event in story.events[take + 1 :] if event.thing == story.events[take].thing), None)
+
+
+def trace(story: Story, take: int) -> str:
+    """`red square takes key gives key to blue circle`: a taking, and what becomes of the thing."""
+    after = next_event(story, take)
+    became = f"keeps {story.events[take].thing}" if after is None else what_happens(after).removeprefix(f"{after.actor} ")
+    return f"{what_happens(story.events[take])} {became}"
+
+
+def next_place(place: str, following: str) -> str:
+    """`cave hall`: a place and the one right after it."""
+    return f"{place} {following}"
 
 
 def ask_plot(story: Story, rng: np.random.Generator) -> Question:
@@ -122,7 +150,7 @@ def ask_plot(story: Story, rng: np.random.Generator) -> Question:
     index, word = [(0, "begin"), (len(story.scenes) - 1, "end")][int(rng.integers(2))]
     scene = story.scenes[index]
     wrong = others(places_of(story), scene.place, rng)
-    return Question("plot", f"Where does the story {word}?", scene.place, wrong, describe_event(scene.event, scene.place))
+    return Question("plot", f"Where does the story {word}?", scene.place, wrong, f"{word} {scene.place}")
 
 
 def ask_spatial(story: Story, rng: np.random.Generator) -> Question:
@@ -131,7 +159,7 @@ def ask_spatial(story: Story, rng: np.random.Generator) -> Question:
     place = story.scenes[index].place
     happenings = tuple(what_happens(event) for event in story.events)
     wrong = others(happenings, happenings[index], rng)
-    return Question("spatial", f"What happened in the {place}?", happenings[index], wrong, describe_event(story.events[index], place))
+    return Question("spatial", f"What happened in the {place}?", happenings[index], wrong, in_place(story.events[index], place))
 
 
 QUESTIONS: dict[str, Callable[[Story, np.random.Generator], Question]] = {

@@ -189,3 +189,121 @@ class Failure:
     message: str
     """One line: what was given, the rule, the remedy."""
     category: str = "unknown"
+
+
+@dataclass(frozen=True)
+class TowerCosts:
+    """Sizes of a vision tower. A patch is patch_size x patch_size pixels of `temporal_patch` frames; merge x merge patches make a token."""
+
+    parameters: int
+    """All of it, projector included."""
+    patch_parameters: int
+    """Those that multiply every patch: patch embedding and layers."""
+    token_parameters: int
+    """Those that multiply every video token: the projector."""
+    layers: int
+    full_attention_layers: int
+    """Layers whose attention spans a temporal group; the others stay inside windows."""
+    window_patches: int
+    width: int
+    mlp_width: int
+    patch_size: int
+    temporal_patch: int
+    merge: int
+
+
+@dataclass(frozen=True)
+class ModelCosts:
+    """What a model family costs per token and per frame: sizes from its config.json alone, so that planning needs no model."""
+
+    model_type: str
+    layers: int
+    width: int
+    """D."""
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp_width: int
+    vocabulary: int
+    """W, rows of the embedding."""
+    tied_head: bool
+    decoder_parameters: int
+    """Layers and final norm: what every token is multiplied with, once."""
+    tower: TowerCosts
+    dtype_bytes: int
+    """Bytes of a weight and of an activation as computed."""
+    max_pixels_per_frame: int
+    """Resolution that a configuration gets which names none."""
+
+    @property
+    def attention_width(self) -> int:
+        """heads x head_dim: `d` of the cost formulas."""
+        return self.heads * self.head_dim
+
+    @property
+    def embedding_parameters(self) -> int:
+        return self.vocabulary * self.width
+
+    @property
+    def language_parameters(self) -> int:
+        """Embedding, decoder and head, a tied head counted once."""
+        return self.decoder_parameters + self.embedding_parameters * (1 if self.tied_head else 2)
+
+    @property
+    def parameters(self) -> int:
+        return self.language_parameters + self.tower.parameters
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Keys and values of one token over all layers."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * self.dtype_bytes
+
+    @property
+    def patch_multiple(self) -> int:
+        """Pixels per side of a video token."""
+        return self.tower.patch_size * self.tower.merge
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Takes of one group that go through a forward behind one copy of its prompt."""
+
+    group: int
+    """Index of the group in its batch."""
+    takes: tuple[int, ...]
+    """Indices of the takes in their group."""
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one sequence-parallel group of ranks runs forward and backward at once.
+
+    Empty: a pass of zero weight, so that all ranks enter every FSDP unit equally often.
+    """
+
+    pieces: tuple[Piece, ...] = ()
+    takes_per_chunk: int | None = None
+    """Set for one piece too large to go at once: its prompt forward once, its takes in chunks that read the keys and values, its prompt
+    backward once."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the groups of a batch are laid over the ranks. World size = data ranks x ring x ulysses."""
+
+    ulysses: int
+    ring: int
+    shared_prompt: bool
+    """True: a prompt once with its takes behind it. False: every take a row of its own, prompt repeated."""
+    gradient_checkpointing: bool
+    rounds: tuple[tuple[MicroBatch, ...], ...]
+    """The micro-batches in order; each round has one per data rank, run at the same time."""
+
+    @property
+    def degree(self) -> int:
+        """Ranks that share a sequence."""
+        return self.ulysses * self.ring
+
+    @property
+    def num_takes(self) -> int:
+        return sum(len(piece.takes) for round_ in self.rounds for micro in round_ for piece in micro.pieces)

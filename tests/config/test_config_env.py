@@ -30,6 +30,23 @@ def test_world_size(monkeypatch: pytest.MonkeyPatch) -> None:
         env.world_size()
 
 
+def test_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    assert env.launch() == env.Launch(rank=0, local_rank=0, world_size=1)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(ConfigError, match="no RANK and no MASTER_ADDR and no MASTER_PORT"):
+        env.launch()
+    for name, value in zip(names, ("4", "3", "1", "localhost", "29500"), strict=True):
+        monkeypatch.setenv(name, value)
+    assert env.launch() == env.Launch(rank=3, local_rank=1, world_size=4)
+    for wrong in ("4", "-1", "x"):
+        monkeypatch.setenv("RANK", wrong)
+        with pytest.raises(ConfigError, match=r"RANK = .* below WORLD_SIZE = 4"):
+            env.launch()
+
+
 @pytest.mark.parametrize(("value", "wanted"), [(None, False), ("", False), ("0", False), ("1", True)])
 def test_wants_traceback(monkeypatch: pytest.MonkeyPatch, value: str | None, wanted: bool) -> None:
     monkeypatch.delenv("LONGTAKE_TRACEBACK", raising=False)

@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 
 from longtake.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Launch:
+    """This process among those started together, as torchrun says."""
+
+    rank: int = 0
+    local_rank: int = 0
+    """Among the processes of this node; its GPU."""
+    world_size: int = 1
 
 
 def world_size() -> int:
@@ -13,6 +24,35 @@ def world_size() -> int:
     if not text.isdecimal() or int(text) < 1:
         raise ConfigError(f"WORLD_SIZE = {text!r} in the environment", rule="it counts the processes of a launch", remedy="unset it")
     return int(text)
+
+
+def launch() -> Launch:
+    """Which process this is. Raises ConfigError for a rank outside the launch, or a launch of several without an address to meet at."""
+    size = world_size()
+    rank, local_rank = (_rank(name, size) for name in ("RANK", "LOCAL_RANK"))
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if size > 1 and name not in os.environ]
+    if missing:
+        raise ConfigError(f"WORLD_SIZE = {size}, but no {' and no '.join(missing)}", rule="torchrun sets them all", remedy="use torchrun")
+    return Launch(rank, local_rank, size)
+
+
+def _rank(name: str, size: int) -> int:
+    text = os.environ.get(name, "0")
+    if not text.isdecimal() or int(text) >= size:
+        raise ConfigError(f"{name} = {text!r} in the environment", rule=f"it is a number below WORLD_SIZE = {size}", remedy="use torchrun")
+    return int(text)
+
+
+def enter_launch(this: Launch, address: str, port: int) -> None:
+    """Make this process one of a launch, as torchrun would; the store listens at `address:port` already. For whoever starts processes."""
+    os.environ |= {
+        "RANK": str(this.rank),
+        "LOCAL_RANK": str(this.local_rank),
+        "WORLD_SIZE": str(this.world_size),
+        "MASTER_ADDR": address,
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
 
 
 def wants_traceback() -> bool:

@@ -1,0 +1,73 @@
+"""Ulysses (arXiv 2309.14509): for attention, ranks change from holding all heads of some tokens to holding some heads of all tokens.
+
+KV heads are sent to every rank whose query heads read them; where several ranks need the same one it is replicated, and its gradients
+come back summed.
+
+Shapes: U Ulysses ranks, L slots of one rank, N query heads, K KV heads, n and k those of one rank, H head size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from math import gcd
+
+import torch
+from torch import Tensor
+
+from longtake.errors import ConfigError
+from longtake.parallel.collectives import heads_to_sequence, sequence_to_heads
+from longtake.parallel.mesh import Axis, divisors
+
+
+@dataclass(frozen=True)
+class HeadSplit:
+    """Which heads each of U ranks attends with. Rank u has query heads u * n to (u + 1) * n; its KV head j serves n / k of them."""
+
+    num_ranks: int
+    query_heads: int
+    """n of each rank."""
+    kv_heads: tuple[int, ...]
+    """[U * k], the KV head that each rank gets, rank by rank."""
+
+    @property
+    def kv_per_rank(self) -> int:
+        return len(self.kv_heads) // self.num_ranks
+
+
+@cache
+def split_heads(heads: int, kv_heads: int, num_ranks: int) -> HeadSplit:
+    """Raises ConfigError when the query heads do not divide, naming the degrees that would do.
+
+    >>> split_heads(28, 4, 4).kv_heads, split_heads(28, 4, 14).kv_per_rank
+    ((0, 1, 2, 3), 1)
+    """
+    if heads % num_ranks:
+        raise ConfigError(
+            f"Ulysses {num_ranks} for a model of {heads} query heads",
+            rule="the Ulysses degree divides the number of query heads",
+            remedy=f"choose one of {', '.join(map(str, divisors(heads)))}, and a ring for the rest of the ranks",
+        )
+    each, group = heads // num_ranks, heads // kv_heads
+    # The largest blocks of query heads that neither a rank nor a KV head cuts: each block reads one KV head.
+    block = gcd(each, group)
+    return HeadSplit(num_ranks, each, tuple(head // group for head in range(0, heads, block)))
+
+
+def to_heads(query: Tensor, key: Tensor, value: Tensor, axis: Axis) -> tuple[Tensor, Tensor, Tensor]:
+    """query [L, N, H], key and value [L, K, H] of this rank's tokens -> [U * L, n, H], [U * L, k, H] twice: of all ranks' tokens, in the
+    order of ranks, this rank's heads. One exchange. Raises ConfigError as `split_heads`."""
+    if axis.size == 1:
+        return query, key, value
+    length, heads, size = query.shape
+    split = split_heads(heads, key.shape[1], axis.size)
+    needed = torch.tensor(split.kv_heads, device=key.device)
+    parts = (part.view(length, axis.size, -1, size) for part in (query, key.index_select(1, needed), value.index_select(1, needed)))
+    mixed = sequence_to_heads(torch.cat(tuple(parts), dim=2).flatten(1, 2), axis)
+    ours = mixed.split([split.query_heads, split.kv_per_rank, split.kv_per_rank], dim=1)
+    return ours[0], ours[1], ours[2]
+
+
+def to_sequence(out: Tensor, axis: Axis) -> Tensor:
+    """[U * L, n, H] -> [L, N, H]: all heads of this rank's tokens again."""
+    return out if axis.size == 1 else heads_to_sequence(out, axis)

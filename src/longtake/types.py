@@ -9,7 +9,7 @@ Records that hold tensors or arrays have `eq=False`: identity is by digest, neve
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -47,6 +47,8 @@ class VideoRef:
 
     path: Path
     digest: str
+    stamp: tuple[int, int] | None = field(default=None, compare=False)
+    """(size in bytes, mtime_ns) of the file when the digest was taken: a file that changed since is not that video any more."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,20 @@ class Sampling:
     """The resize filter, e.g. `area` or `bicubic`."""
     reduced: bool = False
     """The token budget of the configuration took frames or pixels away."""
+    decoder: str = ""
+    """What decoded and resized: versions of the libraries that decide the pixels."""
+
+
+@dataclass(frozen=True, eq=False)
+class FrameFacts:
+    """What is known of the frames of a video beside their pixels: enough to name and to place its tokens."""
+
+    times_s: np.ndarray
+    """float64 [F]."""
+    height: int
+    width: int
+    source_digest: str
+    sampling: Sampling
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +126,11 @@ class Frames:
             raise ValueError(f"times_s must be [F={self.pixels.shape[0]}]; got {self.times_s.shape}")
         if (self.times_s[1:] < self.times_s[:-1]).any():
             raise ValueError("times_s must not decrease")
+
+    @property
+    def facts(self) -> FrameFacts:
+        _, height, width, _ = self.pixels.shape
+        return FrameFacts(self.times_s, height, width, self.source_digest, self.sampling)
 
 
 @dataclass(frozen=True, eq=False)

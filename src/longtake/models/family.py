@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 from transformers import Cache, PreTrainedTokenizerBase
 
 from longtake.models.positions import Grid
-from longtake.types import Frames, VideoTokens
+from longtake.types import FrameFacts, Frames, VideoTokens
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,35 @@ class Model(Protocol):
     weights_version: int
     """Raised by the trainer after each update."""
 
+    groups_encoded: int
+    """Temporal groups that the tower has run over in this process; once per group and step is all that is needed."""
+
     def encode(self, frames: Frames, groups_per_chunk: int, *, gradients: bool = False) -> VideoTokens:
-        """Run the tower. Without gradients the embeddings lie on the CPU; with them they stay on the device with their graph."""
+        """Run the tower, chunk by chunk. The embeddings lie on the CPU, or with gradients on the device with their graph."""
+        ...
+
+    def encode_chunk(self, pixels: np.ndarray, gradients: bool = False) -> tuple[torch.Tensor, ...]:
+        """uint8 [F, Y, X, 3] of one chunk, whole temporal groups -> its embeddings [V, D], then its deepstack features [V, D] if any."""
+        ...
+
+    def assemble(self, chunks: Sequence[tuple[torch.Tensor, ...]], facts: FrameFacts, groups_per_chunk: int) -> VideoTokens:
+        """What `encode_chunk` gave for each chunk of a video, in order, as its tokens."""
+        ...
+
+    def tokens_digest(self, facts: FrameFacts, groups_per_chunk: int) -> str:
+        """The digest that the tokens of these frames have, without encoding them."""
+        ...
+
+    def encoder_digest(self, groups_per_chunk: int) -> str:
+        """sha256 of everything on the model's side that decides embeddings: weights, processor, dtype, kernels, versions, chunk size."""
         ...
 
     def tower_digest(self) -> str:
-        """sha256 of the tower's weights as they are now; recomputed only after they changed."""
+        """Names the tower's weights as they are now (models/tower_identity.py)."""
+        ...
+
+    def tower_has_changed(self) -> bool:
+        """Whether a trained tower was updated since it was loaded: what it gives then must not outlive this process."""
         ...
 
     def token_ids(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[int]:

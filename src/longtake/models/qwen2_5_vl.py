@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from safetensors import SafetensorError
 from transformers import (
     AutoTokenizer,
@@ -24,8 +25,9 @@ from longtake.models.chat import ChatTokenizer
 from longtake.models.family import Message
 from longtake.models.positions import Grid, mrope_positions, num_video_tokens, time_step
 from longtake.models.quiet import no_library_progress
+from longtake.models.tower_identity import TowerIdentity
 from longtake.observe.digest import digest_of
-from longtake.types import Frames, VideoTokens
+from longtake.types import FrameFacts, Frames, VideoTokens
 from longtake.video.sample import DEFAULT_MAX_PIXELS
 
 MEDIA_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
@@ -63,8 +65,8 @@ class Qwen2_5VL:
         self._chat = ChatTokenizer(tokenizer)
         self._video_processor = video_processor
         self._pixel_settings = _pixel_settings(video_processor, vision)
-        self._tower_state: tuple[int, ...] = ()
-        self._tower_digest = ""
+        self._tower = TowerIdentity(hf.model.visual, trains=train_vision)
+        self.groups_encoded = 0
         hf.model.visual.requires_grad_(train_vision)
 
     def encode(self, frames: Frames, groups_per_chunk: int, *, gradients: bool = False) -> VideoTokens:
@@ -73,23 +75,58 @@ class Qwen2_5VL:
         Exact, because the tower's attention stays inside one temporal group; and the bits depend on this video alone. An odd last
         frame is repeated, as the family does. Raises ModelError for frames whose sides are no multiples of `patch_multiple`.
         """
-        self._check_frames(frames)
         step = groups_per_chunk * self.temporal_patch
+        chunks = [self.encode_chunk(frames.pixels[start : start + step], gradients) for start in range(0, len(frames.pixels), step)]
+        if not chunks:
+            raise _wrong_frames(frames.pixels, self.patch_multiple)
+        return self.assemble(chunks, frames.facts, groups_per_chunk)
+
+    def encode_chunk(self, pixels: np.ndarray, gradients: bool = False) -> tuple[torch.Tensor, ...]:
+        num_frames, height, width, _ = pixels.shape
+        if num_frames == 0 or height == 0 or width == 0 or height % self.patch_multiple or width % self.patch_multiple:
+            raise _wrong_frames(pixels, self.patch_multiple)
+        # Float pixels never exist for more than one chunk.
+        batch = self._video_processor(videos=[pixels], device=self.device, return_tensors="pt", **self._pixel_settings)
         with torch.set_grad_enabled(gradients):
-            chunks = [self._encode_chunk(frames.pixels[start : start + step]) for start in range(0, len(frames.pixels), step)]
-            embeddings = torch.cat(chunks)
-        seconds_per_grid, _ = time_step(frames.times_s, self.temporal_patch)
-        return VideoTokens(embeddings, self._grid(frames), seconds_per_grid, self._tokens_digest(frames, groups_per_chunk))
+            grid = batch["video_grid_thw"].to(self.device)
+            output = self.hf.model.visual(batch["pixel_values_videos"].to(self.device, self.dtype), grid_thw=grid)
+        embeddings: torch.Tensor = output.pooler_output
+        self.groups_encoded += -(-num_frames // self.temporal_patch)
+        return (embeddings if embeddings.requires_grad else embeddings.cpu(),)
+
+    def assemble(self, chunks: Sequence[tuple[torch.Tensor, ...]], facts: FrameFacts, groups_per_chunk: int) -> VideoTokens:
+        patch = self.hf.config.vision_config.patch_size
+        grid = (-(-len(facts.times_s) // self.temporal_patch), facts.height // patch, facts.width // patch)
+        seconds_per_grid, _ = time_step(facts.times_s, self.temporal_patch)
+        (embeddings,) = (torch.cat(pieces) if len(pieces) > 1 else pieces[0] for pieces in zip(*chunks, strict=True))
+        return VideoTokens(embeddings, grid, seconds_per_grid, self.tokens_digest(facts, groups_per_chunk))
+
+    def tokens_digest(self, facts: FrameFacts, groups_per_chunk: int) -> str:
+        sampling = facts.sampling
+        return digest_of(
+            "qwen2_5_vl tokens 2",
+            facts.source_digest,
+            facts.times_s,
+            (facts.height, facts.width),
+            (sampling.num_frames, sampling.height, sampling.width, sampling.strategy, sampling.resize, sampling.decoder),
+            self.encoder_digest(groups_per_chunk),
+        )
+
+    def encoder_digest(self, groups_per_chunk: int) -> str:
+        return digest_of(
+            "qwen2_5_vl encoder 1",
+            json.dumps(self._pixel_settings, sort_keys=True),
+            self.tower_digest(),
+            (str(self.dtype), self.device.type, str(self.hf.config.vision_config._attn_implementation)),
+            (transformers.__version__, torch.__version__.partition("+")[0]),
+            groups_per_chunk,
+        )
 
     def tower_digest(self) -> str:
-        # A tensor's version counts its in-place changes (optimizer steps, loading), so no update can go unnoticed.
-        parameters = list(self.hf.model.visual.parameters())
-        state = (self.weights_version if self.train_vision else 0, *(p._version for p in parameters), *(p.data_ptr() for p in parameters))
-        if state != self._tower_state:
-            named = sorted(self.hf.model.visual.state_dict().items())
-            self._tower_digest = digest_of(*(part for name, tensor in named for part in (name, tensor)))
-            self._tower_state = state
-        return self._tower_digest
+        return self._tower.name(self.weights_version if self.train_vision else 0)
+
+    def tower_has_changed(self) -> bool:
+        return self._tower.has_changed(self.weights_version if self.train_vision else 0)
 
     def token_ids(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[int]:
         return self._chat.token_ids(messages, add_generation_prompt)
@@ -158,41 +195,13 @@ class Qwen2_5VL:
         logits: torch.Tensor = self.hf.lm_head(hidden)
         return logits
 
-    def _grid(self, frames: Frames) -> Grid:
-        num_frames, height, width, _ = frames.pixels.shape
-        patch = self.hf.config.vision_config.patch_size
-        return -(-num_frames // self.temporal_patch), height // patch, width // patch
 
-    def _check_frames(self, frames: Frames) -> None:
-        num_frames, height, width, _ = frames.pixels.shape
-        if num_frames == 0 or height == 0 or width == 0 or height % self.patch_multiple or width % self.patch_multiple:
-            raise ModelError(
-                f"{num_frames} frames of {height} x {width} pixels",
-                rule=f"at least one frame, sides that are whole multiples of {self.patch_multiple}",
-                remedy="choose the size with video.sample.plan_frames and this model's patch_multiple",
-            )
-
-    def _encode_chunk(self, pixels: np.ndarray) -> torch.Tensor:
-        """uint8 [F, Y, X, 3] of one chunk -> [V, D]; float pixels never exist for more than one chunk."""
-        batch = self._video_processor(videos=[pixels], device=self.device, return_tensors="pt", **self._pixel_settings)
-        grid = batch["video_grid_thw"].to(self.device)
-        output = self.hf.model.visual(batch["pixel_values_videos"].to(self.device, self.dtype), grid_thw=grid)
-        embeddings: torch.Tensor = output.pooler_output
-        return embeddings if embeddings.requires_grad else embeddings.cpu()
-
-    def _tokens_digest(self, frames: Frames, groups_per_chunk: int) -> str:
-        sampling = frames.sampling
-        return digest_of(
-            "qwen2_5_vl tokens 1",
-            frames.source_digest,
-            frames.times_s,
-            frames.pixels.shape,
-            (sampling.num_frames, sampling.height, sampling.width, sampling.strategy, sampling.resize),
-            json.dumps(self._pixel_settings, sort_keys=True),
-            self.tower_digest(),
-            (str(self.dtype), self.device.type, str(self.hf.config.vision_config._attn_implementation)),
-            groups_per_chunk,
-        )
+def _wrong_frames(pixels: np.ndarray, multiple: int) -> ModelError:
+    return ModelError(
+        f"{pixels.shape[0]} frames of {pixels.shape[1]} x {pixels.shape[2]} pixels",
+        rule=f"at least one frame, sides that are whole multiples of {multiple}",
+        remedy="choose the size with video.sample.plan_frames and this model's patch_multiple",
+    )
 
 
 def load(path: Path, config: ModelConfig) -> Qwen2_5VL:

@@ -44,6 +44,10 @@ from longtake.video.source import Orientation, Source, open_source
 RESIZE = "bicubic"
 FILTER = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.BITEXACT
 """Bicubic as the families' own video processors use; the flags make the bits independent of the processor's SIMD units."""
+DECODER = "decode 1 " + " ".join(
+    f"{name} {'.'.join(map(str, av.library_versions[name]))}" for name in ("libavcodec", "libavformat", "libswscale")
+)
+"""Names what decides the pixels of a frame beside the file and the plan. Raise the number when this room chooses or resizes otherwise."""
 GRACE_S = 1e-9
 """A target this close before a frame's time counts as that time: float64 cannot hold every pts exactly."""
 WINDOW = 32
@@ -336,5 +340,5 @@ def load_frames(ref: VideoRef, config: VideoConfig, patch_multiple: int, tempora
     with open_source(ref.path, config.limits, threads) as source:
         plan = plan_frames(info_of(source), config, patch_multiple, temporal_patch)
         decoded = decode_from(source, plan.times_s, (plan.height, plan.width))
-    sampling = Sampling(plan.num_frames, plan.height, plan.width, plan.strategy, RESIZE, plan.reduced)
+    sampling = Sampling(plan.num_frames, plan.height, plan.width, plan.strategy, RESIZE, plan.reduced, DECODER)
     return Frames(decoded.pixels, decoded.times_s, ref.digest, sampling, decoded.num_decoded)

@@ -43,7 +43,7 @@ class DigestIndex:
                 with self._lock:
                     known = self._entries.get(key)
                 if known is not None and known[:2] == stamp:
-                    return VideoRef(absolute, known[2])
+                    return VideoRef(absolute, known[2], (known[0], known[1]))
                 if status.st_size > self.max_bytes:
                     raise limit_error(path, f"{status.st_size} bytes", "max_bytes", self.max_bytes)
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -54,7 +54,7 @@ class DigestIndex:
             given = f"{path}: changed while it was read"
             raise VideoDamagedError(given, rule="videos do not change while they are used", remedy="wait until it is written")
         self._remember(key, [*stamp, digest])
-        return VideoRef(absolute, digest)
+        return VideoRef(absolute, digest, (stamp[0], stamp[1]))
 
     def _remember(self, key: str, entry: list[Any]) -> None:
         with self._lock:

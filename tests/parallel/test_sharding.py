@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from longtake.parallel.sharding import PADDING, local_videos, prompt_chunk, runs, shard, video_pieces
-from longtake.types import VideoTokens
+from longtake.types import PackedGroup, VideoTokens
 
-
-@dataclass(frozen=True)
-class Lengths:
-    """Stands for a PackedGroup: sharding reads nothing else of it."""
-
-    prompt_length: int
-    take_lengths: tuple[int, ...]
-
-
-LENGTHS = st.lists(st.builds(Lengths, st.integers(1, 40), st.lists(st.integers(0, 12), max_size=5).map(tuple)), min_size=1, max_size=4)
+LENGTHS = st.lists(st.builds(PackedGroup, st.integers(1, 40), st.lists(st.integers(0, 12), max_size=5).map(tuple)), min_size=1, max_size=4)
 DEGREES = st.sampled_from([(1, 1), (1, 2), (1, 4), (2, 1), (3, 1), (2, 2), (4, 2), (2, 7)])
 
 
 def test_a_ring_of_two_by_hand():
     # Prompt 0 is tokens 0-7, its takes 8-10 and 11; prompt 1 is tokens 12-16, no takes.
-    shards = shard([Lengths(8, (3, 1)), Lengths(5, ())], ring=2, ulysses=1)
+    shards = shard([PackedGroup(8, (3, 1)), PackedGroup(5, ())], ring=2, ulysses=1)
     # Chunks of prompt 0: 0 1 | 2 3 | 4 5 | 6 7; of prompt 1: 12 | 13 | 14 | 15 16. Rank 0: first and last, 7 tokens; rank 1: 6 tokens.
     # The longest take goes to rank 1, the other one to rank 0 (7 against 9).
     assert shards.tokens[0].tolist() == [0, 1, 6, 7, 11, 12, 15, 16]
@@ -39,19 +28,19 @@ def test_a_ring_of_two_by_hand():
 
 
 def test_ulysses_cuts_evenly_and_pads_the_end():
-    shards = shard([Lengths(4, (2, 1))], ring=1, ulysses=4)
+    shards = shard([PackedGroup(4, (2, 1))], ring=1, ulysses=4)
     assert [tokens.tolist() for tokens in shards.tokens] == [[0, 1], [2, 3], [4, 5], [6, PADDING]]
     assert shards.locations[0].tolist() == [0, 0, 1, 1, 2, 2, 3]
 
 
 def test_a_rank_without_tokens_holds_one_slot_of_padding():
-    shards = shard([Lengths(1, ())], ring=2, ulysses=2)
+    shards = shard([PackedGroup(1, ())], ring=2, ulysses=2)
     # Chunks of a prompt of one token: 0-0, 0-0, 0-0, 0-1: the last chunk is rank 0's.
     assert [tokens.tolist() for tokens in shards.tokens] == [[0], [PADDING], [PADDING], [PADDING]]
 
 
 def test_what_cannot_be_sharded_is_refused():
-    for groups, ring, ulysses in (([], 1, 1), ([Lengths(1, ())], 0, 1), ([Lengths(1, ())], 1, 0)):
+    for groups, ring, ulysses in (([], 1, 1), ([PackedGroup(1, ())], 0, 1), ([PackedGroup(1, ())], 1, 0)):
         with pytest.raises(ValueError, match="at least one group"):
             shard(groups, ring, ulysses)
 
@@ -103,7 +92,7 @@ def test_zigzag_gives_every_rank_the_same_causal_work(length, ring):
 
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=24))
 def test_takes_are_balanced(lengths):
-    shards = shard([Lengths(16, tuple(lengths))], ring=4, ulysses=1)
+    shards = shard([PackedGroup(16, tuple(lengths))], ring=4, ulysses=1)
     held = [shards.ring_length(rank) for rank in range(4)]
     assert max(held) - min(held) <= max(lengths)  # as the longest goes first to the rank with least
 
@@ -131,7 +120,7 @@ def test_each_video_token_is_needed_by_one_rank_at_its_place(groups, degrees, st
 def test_local_videos_are_views_with_gradients():
     embeddings = torch.arange(12.0).view(6, 2).requires_grad_()
     video = VideoTokens(embeddings, (3, 2, 4), 1.0, "v", deepstack=(10 * embeddings.detach(),))
-    shards = shard([Lengths(8, ())], ring=2, ulysses=1)  # 0 1 6 7 | 2 3 4 5; the video is tokens 1-6
+    shards = shard([PackedGroup(8, ())], ring=2, ulysses=1)  # 0 1 6 7 | 2 3 4 5; the video is tokens 1-6
     here = local_videos([(0, 1, video)], shards.tokens[0])
     assert [(row, slot, part.embeddings.tolist()) for row, slot, part in here] == [(0, 1, [[0.0, 1.0]]), (0, 2, [[10.0, 11.0]])]
     assert here[1][2].deepstack[0].tolist() == [[100.0, 110.0]] and here[0][2].digest == "v"

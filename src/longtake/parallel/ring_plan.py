@@ -1,84 +1,79 @@
 """Who attends to what while prompts pass around a ring. Pure arithmetic on `sharding.Shards`.
 
-A ring rank holds, group after group, two chunks of the prompt and then some whole takes. Keys and values of takes stay; those of the
-prompt chunks pass from rank to rank. With zigzag chunks every step costs every rank about the same: what comes from a rank before this
-one is seen by both own chunks but only in its early half, what comes from a rank after it only by the late own chunk but as a whole.
-Takes see every prompt token of their group.
+A ring rank holds, group after group, two chunks of the prompt and then some whole takes. Each take, and the two chunks as if they were
+neighbours, attend causally to themselves. Keys and values of the chunks pass from rank to rank; those of takes stay. With zigzag chunks
+every step costs every rank about the same: what comes from a rank before this one is seen by both own chunks but only in its early half,
+what comes from a rank after it only by the late own chunk but as a whole. Takes see every prompt token of their group.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from longtake.parallel.segments import Run
 from longtake.parallel.sharding import GroupPart, Shards
 
 
 @dataclass(frozen=True)
 class Piece:
-    """One call of the attention kernel: queries among the tokens of this rank, keys among the tokens of `Piece`'s source."""
+    """Queries among the tokens of this rank that see all of some keys, in the buffer that passes."""
 
     queries: slice
     keys: slice
-    causal: bool
-    """Query i sees keys up to i; then both have the same length. Else it sees all of them."""
 
 
 @dataclass(frozen=True)
 class RingPlan:
-    """All of one ring rank. Pieces never have an empty side."""
+    """All of one ring rank. Nothing in it has an empty side."""
 
     rank: int
+    runs: tuple[Run, ...]
+    """Tokens of this rank that attend causally to themselves: the chunks of each prompt together, and each take."""
     prompts: tuple[slice, ...]
     """Tokens of this rank whose keys and values travel; one after the other they are the rank's buffer."""
     num_passing: tuple[int, ...]
     """[ring], length of the buffer of each rank."""
-    own_takes: tuple[Piece, ...]
-    """Each take in itself; keys among the tokens of this rank."""
-    passing: tuple[tuple[Piece, ...], ...]
-    """[ring], the pieces against the buffer of each rank."""
+    pieces: tuple[tuple[Piece, ...], ...]
+    """[ring], attention to the buffer of each rank, this one's own included."""
 
 
 def ring_plan(shards: Shards, rank: int) -> RingPlan:
     own = shards.parts[rank]
     starts = list(_starts(part.num_tokens for part in own))
+    runs = (run for start, part in zip(starts, own, strict=True) for run in _runs(start, part))
     return RingPlan(
         rank=rank,
+        runs=tuple(run for run in runs if run.length),
         prompts=tuple(slice(start, start + part.prompt_length) for start, part in zip(starts, own, strict=True)),
         num_passing=tuple(sum(part.prompt_length for part in parts) for parts in shards.parts),
-        own_takes=tuple(piece for start, part in zip(starts, own, strict=True) for piece in _take_pieces(start, part)),
-        passing=tuple(tuple(_passing_pieces(starts, own, parts, rank, source)) for source, parts in enumerate(shards.parts)),
+        pieces=tuple(tuple(_pieces(starts, own, parts, rank, source)) for source, parts in enumerate(shards.parts)),
     )
 
 
-def _starts(lengths: Iterator[int]) -> Iterator[int]:
+def _starts(lengths: Iterable[int]) -> Iterator[int]:
     start = 0
     for length in lengths:
         yield start
         start += length
 
 
-def _take_pieces(start: int, part: GroupPart) -> Iterator[Piece]:
-    start += part.prompt_length
-    for length in part.take_lengths:
-        if length:
-            yield Piece(slice(start, start + length), slice(start, start + length), causal=True)
+def _runs(start: int, part: GroupPart) -> Iterator[Run]:
+    for length in (part.prompt_length, *part.take_lengths):
+        yield Run(start, length)
         start += length
 
 
-def _passing_pieces(
-    starts: Sequence[int], own: Sequence[GroupPart], theirs: Sequence[GroupPart], rank: int, source: int
-) -> Iterator[Piece]:
+def _pieces(starts: Sequence[int], own: Sequence[GroupPart], theirs: Sequence[GroupPart], rank: int, source: int) -> Iterator[Piece]:
     key = 0
     for start, mine, other in zip(starts, own, theirs, strict=True):
-        middle, takes, stop = start + len(mine.chunks[0]), start + mine.prompt_length, start + mine.num_tokens
-        early, end = key + len(other.chunks[0]), key + other.prompt_length
-        whole = slice(key, end)
+        late, takes, stop = start + len(mine.chunks[0]), start + mine.prompt_length, start + mine.num_tokens
+        key_late, key_stop = key + len(other.chunks[0]), key + other.prompt_length
         if source == rank:
-            pieces = [Piece(slice(start, takes), whole, causal=True), Piece(slice(takes, stop), whole, causal=False)]
+            found = [Piece(slice(takes, stop), slice(key, key_stop))]
         elif source < rank:
-            pieces = [Piece(slice(start, takes), slice(key, early), causal=False), Piece(slice(takes, stop), whole, causal=False)]
+            found = [Piece(slice(start, takes), slice(key, key_late)), Piece(slice(takes, stop), slice(key, key_stop))]
         else:
-            pieces = [Piece(slice(middle, stop), whole, causal=False)]
-        yield from (piece for piece in pieces if piece.queries.stop > piece.queries.start and piece.keys.stop > piece.keys.start)
-        key = end
+            found = [Piece(slice(late, stop), slice(key, key_stop))]
+        yield from (piece for piece in found if piece.queries.stop > piece.queries.start and piece.keys.stop > piece.keys.start)
+        key = key_stop

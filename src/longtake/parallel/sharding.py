@@ -14,15 +14,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from longtake.types import VideoTokens
-
-if TYPE_CHECKING:
-    from longtake.parallel.packed import PackedGroup
+from longtake.types import PackedGroup, VideoTokens
 
 PADDING = -1
 """In place of a token's index: a slot that holds no token."""
@@ -64,7 +60,7 @@ class Shards:
     @property
     def num_tokens(self) -> int:
         """T."""
-        return sum(group.prompt_length + sum(group.take_lengths) for group in self.groups)
+        return sum(group.num_tokens for group in self.groups)
 
     def ring_length(self, ring_rank: int) -> int:
         """Tokens of a ring rank, padding not counted."""

@@ -26,7 +26,7 @@ from longtake.config.env import Launch, enter_launch
 
 PRELOADED = ["torch", "longtake.testing.models", "longtake.testing.takes", "longtake.training.policy", "pytest", "hypothesis"]
 """Imported once, in the server."""
-START_TIMEOUT_S = 180.0
+START_TIMEOUT_S = 280.0
 """For the server to import these on a busy machine; the limit of a test counts from the moment its processes run."""
 LEAVE_TIMEOUT_S = 2.0
 """After one process failed, the others may finish or fail for so long; what they say may explain the first."""

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from longtake.config.sections import (
     AlgorithmConfig,
+    CacheConfig,
     CheckpointConfig,
     DataConfig,
     ModelConfig,
@@ -75,6 +76,8 @@ class TrainConfig(Section):
     """The weights training starts from."""
     video: VideoConfig = VideoConfig()
     """How videos become frames and tokens."""
+    cache: CacheConfig = CacheConfig()
+    """Where embeddings are kept."""
     prompt: PromptConfig = PromptConfig()
     """What is put around the question."""
     data: DataConfig
@@ -173,6 +176,8 @@ class EvaluateConfig(Section):
     """The weights to evaluate."""
     video: VideoConfig = VideoConfig()
     """How videos become frames and tokens."""
+    cache: CacheConfig = CacheConfig()
+    """Where embeddings are kept."""
     prompt: PromptConfig = PromptConfig()
     """What is put around the question."""
     data: DataConfig
@@ -208,10 +213,10 @@ class TinyConfig(Section):
     """Videos of another seed on which the descriptions are scored."""
     steps: int = Field(800, ge=1)
     """Optimizer steps on whole descriptions, vision tower included."""
-    read_steps: int = Field(2400, ge=1)
+    read_steps: int = Field(2000, ge=1)
     """Further steps on text alone: copying words, finding them in a log or a list."""
-    focus_steps: int = Field(300, ge=1)
-    """Further steps on descriptions with a focus, tower frozen."""
+    focus_steps: int = Field(400, ge=1)
+    """Further steps on descriptions with a focus beside more reading, tower frozen."""
     batch_size: int = Field(64, ge=1)
     """Videos per step."""
     lr: float = Field(1e-3, gt=0)
@@ -239,6 +244,8 @@ class AskConfig(Section):
     """The weights that answer."""
     frames: VideoConfig = VideoConfig()
     """How the video becomes frames and tokens."""
+    cache: CacheConfig = CacheConfig()
+    """Where embeddings are kept: with a folder, the next question about the same video needs no decoding."""
     prompt: PromptConfig = PromptConfig()
     """What is put around the question."""
     rollout: RolloutConfig = RolloutConfig(num_takes=1, temperature=0.0, max_new_tokens=1024)

@@ -22,11 +22,10 @@ from longtake.models.positions import time_step
 from longtake.models.tiny import build_tiny
 from longtake.observe.lines import JsonLines
 from longtake.observe.progress import Progress, say
-from longtake.recipes.quickstart import MAX_NEW_TOKENS
 from longtake.recipes.quickstart import world as quickstart_world
 from longtake.rollout.engine import RolloutRequest, SamplingParams
 from longtake.rollout.transformers_engine import TransformersEngine
-from longtake.training.batch import sft_batch
+from longtake.training.batch import sft_batch, split_by_tokens
 from longtake.training.export import export_model
 from longtake.training.optimizer import Optimizer, build_optimizer
 from longtake.training.sft_loss import sft_loss
@@ -44,8 +43,12 @@ READING_SEED, NUM_READING = 5_000_000, 1500
 """Stories that are only read, never filmed."""
 ALONE = 100
 """Times each word and label is shown alone to the tokenizer."""
+MICRO_BATCH_TOKENS = 2048
+MAX_TEST_TOKENS = 192
 READING_TESTS = 64
 """Texts per kind of reading on which accuracy is measured."""
+FILMED_SHARE = 0.6
+"""Of each batch of the last phase; the rest is read."""
 POOL_FRAMES = 128
 """Frames of a video that are read; each step takes some of them, at jittered times."""
 
@@ -141,7 +144,7 @@ def learn_to_see(config: TinyConfig, model: Model, clips: list[Clip], tests: lis
 def learn_to_read(config: TinyConfig, model: Model, clips: list[Clip], tests: list[Clip], log: JsonLines) -> None:
     """Cross-entropy on text alone, of stories that are not filmed; the tower is frozen from here on."""
     choose_trainable(model, ModelConfig(), config.seed)
-    stories = [quickstart_story(READING_SEED + config.seed * NUM_READING + index) for index in range(NUM_READING)]
+    stories = reading_stories(config)
     optimizer = build_optimizer(model, optimizer_config(config, warmup_steps=20), config.read_steps)
     rng = np.random.default_rng(config.seed + 1)
     with Progress("tiny: read", config.read_steps) as progress:
@@ -156,17 +159,23 @@ def learn_to_read(config: TinyConfig, model: Model, clips: list[Clip], tests: li
 
 
 def learn_to_focus(config: TinyConfig, model: Model, clips: list[Clip], tests: list[Clip], log: JsonLines) -> None:
-    """Cross-entropy on descriptions with a focus; the tower is frozen, so every video is encoded once."""
+    """Cross-entropy on descriptions with a focus; the tower is frozen, so every video is encoded once.
+
+    A share of each batch goes on reading: without it, 100 steps of descriptions unlearn all of it.
+    """
+    stories = reading_stories(config)
     tokens = [tokens_of(model, [clip], max(config.frames), None)[0] for clip in clips]
     optimizer = build_optimizer(model, optimizer_config(config), config.focus_steps)
     rng = np.random.default_rng([config.seed, 1])
     with Progress("tiny: focus", config.focus_steps) as progress:
         for step in range(1, config.focus_steps + 1):
-            chosen = [int(index) for index in rng.choice(len(clips), config.batch_size, replace=len(clips) < config.batch_size)]
-            examples = [example_of(clips[index].story, *focused_description(clips[index].story, rng)) for index in chosen]
+            count = round(config.batch_size * FILMED_SHARE)
+            chosen = [int(index) for index in rng.choice(len(clips), count, replace=len(clips) < count)]
+            seen = [example_of(clips[index].story, *focused_description(clips[index].story, rng)) for index in chosen]
+            read = [example_of(stories[0], *reading(stories, rng)) for _ in range(config.batch_size - count)]
             with training_mode(model):
-                prompts = [ask(model, example, tokens[index]) for example, index in zip(examples, chosen, strict=True)]
-                loss = learn(model, optimizer, prompts, examples)
+                prompts = [ask(model, example, tokens[index]) for example, index in zip(seen, chosen, strict=True)]
+                loss = learn(model, optimizer, [*prompts, *(ask(model, example, None) for example in read)], [*seen, *read])
             progress.advance(loss=loss)
             if step % config.evaluate_every == 0 or step == config.focus_steps:
                 log.append(
@@ -174,6 +183,10 @@ def learn_to_focus(config: TinyConfig, model: Model, clips: list[Clip], tests: l
                     {"phase": "focus", "loss": loss} | exact_at(config, model, tests) | exact_reading(model, tests),
                 )
                 log.flush()
+
+
+def reading_stories(config: TinyConfig) -> list[Story]:
+    return [quickstart_story(READING_SEED + config.seed * NUM_READING + index) for index in range(NUM_READING)]
 
 
 def quickstart_story(seed: int) -> Story:
@@ -187,14 +200,25 @@ def optimizer_config(config: TinyConfig, warmup_steps: int | None = None) -> Opt
 
 
 def learn(model: Model, optimizer: Optimizer, prompts: Sequence[Prompt], examples: Sequence[Example]) -> float:
-    """One step on the descriptions `examples[i].answer`; returns the loss."""
+    """One step on the descriptions `examples[i].answer`, in micro-batches of like length; returns the loss."""
     responses = [torch.tensor([*model.text_ids(example.answer), model.end_id]) for example in examples]
-    batch = sft_batch(prompts, responses, model.device)
-    loss = sft_loss(model, batch, batch.num_response_tokens)
-    loss.backward()
+    num_tokens = sum(len(response) for response in responses)
+    lengths = [len(prompt.token_ids) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
+    total = 0.0
+    # Live embeddings of one batch hang on one pass through the tower, whose graph is walked once: no parts then.
+    parts = [list(range(len(lengths)))] if live(prompts) else split_by_tokens(lengths, MICRO_BATCH_TOKENS)
+    for part in parts:
+        loss = sft_loss(model, sft_batch([prompts[i] for i in part], [responses[i] for i in part], model.device), num_tokens)
+        loss.backward()
+        total += float(loss.detach())
     optimizer.step()
     model.weights_version += 1
-    return float(loss.detach())
+    return total
+
+
+def live(prompts: Sequence[Prompt]) -> bool:
+    """Whether gradients flow into the tower."""
+    return any(span.tokens.embeddings.requires_grad for prompt in prompts for span in prompt.spans)
 
 
 def exact_at(config: TinyConfig, model: Model, tests: list[Clip]) -> dict[str, float]:
@@ -257,7 +281,7 @@ def exact_reading(model: Model, clips: Sequence[Clip]) -> dict[str, float]:
 
 def greedy(model: Model, prompts: Sequence[Prompt]) -> list[str]:
     requests = [RolloutRequest(index, prompt) for index, prompt in enumerate(prompts)]
-    takes = TransformersEngine(model, max_rows=64).generate(requests, SamplingParams(1, 0.0, MAX_NEW_TOKENS, 0, 0))
+    takes = TransformersEngine(model, max_rows=64).generate(requests, SamplingParams(1, 0.0, MAX_TEST_TOKENS, 0, 0))
     return [take.text for (take,) in takes]
 
 

@@ -3,19 +3,20 @@
 Describing, whole and with a focus:
 
     Describe the video.                 the log of events
-    Describe the video. cave            the log, then again what happened in the cave
-    Describe the video. after cave      the log, then the cave and the place after it
-    Describe the video. end             the log, then the last place (or `begin`, the first)
-    Describe the video. red square key  the log, then the taking of the key and what became of it
+    Describe the video. after cave              the log, then the cave and the place after it
+    Describe the video. red square take key     the log, then this event and its place
+    Describe the video. red square key          the log, then the taking of the key and what became of it
+    Describe the video. end                     the log, then the last place (or `begin`, the first)
 
 Reading, without a video:
 
     cave which red the hide             the same again
     LOG after cave                      what a description with this focus would say after the log
-    : cave\\nK. hall\\nR. cave          the name, then the list as far as the name: `: cave K hall no R cave yes R`
+    : cave: hall\\nK. hall\\nR. cave    for each name the list as far as the name: `: cave K hall no R cave yes R: hall K hall yes K`
 
 Without reading, a model of this size does not find a word of the prompt again in what it has said: 430 steps of focused descriptions did
-not teach it, and SFT stayed at chance. A log and a list never stand together, and stray words around a focus make it no question.
+not teach it, and SFT stayed at chance. What is to be found in a list
+is always given: no focus ever stands before a list.
 """
 
 from __future__ import annotations
@@ -25,26 +26,46 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from longtake.world.questions import LETTERS, describe, in_place, next_place, places_of, trace, walk, what_happens
+from longtake.world.questions import LETTERS, describe, happening, next_place, places_of, purposes, trace, walk, where
 from longtake.world.story import CHARACTERS, PLACES, THINGS, Story
 
 INSTRUCTION = "Describe the video."
 LABELS = tuple(string.ascii_uppercase)
 WHOLE_SHARE = 0.3
 READING = ("copy", "focus", "walk")
-READING_SHARES = (0.15, 0.55, 0.3)
-FOCUS = ("place", "after", "ends", "trace")
+READING_SHARES = (0.1, 0.55, 0.35)
+FOCUS = ("after", "where", "ends", "trace")
 FOCUS_SHARES = (0.3, 0.3, 0.1, 0.3)
-STRAY_WORDS = ("Which", "place", "came", "right", "the", "Why", "did", "take", "Where", "does", "story", "What", "happened", "in")
+"""In the order of FOCUS: the ends are the easiest."""
+STRAY_WORDS = ("Which", "place", "came", "right", "the", "Why", "did", "want", "Where", "does", "story")
 MAX_STRAY_WORDS = 4
 WORDS = (
     *sorted({word for name in PLACES + THINGS + CHARACTERS for word in name.split()}),
-    *("takes", "gives", "hides", "uses", "meets", "keeps", "to", "use", "hide", "give", "keep", "it", "after", "begin", "end"),
+    *(
+        "takes",
+        "gives",
+        "hides",
+        "uses",
+        "meets",
+        "keeps",
+        "to",
+        "take",
+        "use",
+        "hide",
+        "give",
+        "meet",
+        "keep",
+        "it",
+        "after",
+        "begin",
+        "end",
+    ),
     *STRAY_WORDS,
 )
 COPY_LENGTHS = (4, 13)
 """Words to repeat: at least 4, fewer than 13."""
-LIST_LENGTHS = (2, 6)
+LIST_LENGTHS = (2, 5)
+MAX_NAMES = 2
 
 
 def focused_description(story: Story, rng: np.random.Generator) -> tuple[str, str]:
@@ -72,9 +93,9 @@ def focused(story: Story, rng: np.random.Generator, kind: str | None = None) -> 
     """(focus, what is said of it), of a random kind when none is given."""
     kind = kind or str(rng.choice(FOCUS, p=FOCUS_SHARES))
     places = places_of(story)
-    if kind == "place":
+    if kind == "where":
         scene = story.scenes[int(rng.integers(len(places)))]
-        return scene.place, in_place(scene.event, scene.place)
+        return happening(scene.event), where(scene.event, scene.place)
     if kind == "after":
         index = int(rng.integers(len(places) - 1))
         return f"after {places[index]}", next_place(*places[index : index + 2])
@@ -95,23 +116,35 @@ def with_stray_words(focus: str, rng: np.random.Generator) -> str:
 
 
 def walked(story: Story, rng: np.random.Generator) -> tuple[str, str]:
-    """A name and a labelled list that holds it; the list is walked as far as the name, whose label is said last."""
-    options = list_of(story, int(rng.integers(LIST_LENGTHS[0], LIST_LENGTHS[1])), rng)
-    labels = [str(label) for label in rng.permutation(LABELS)[: len(options)]]
-    if rng.random() < 0.25:
-        labels = list(LETTERS)[: len(options)]
-    labels, options = labels[: len(options)], options[: len(labels)]
-    wanted = int(rng.integers(len(options)))
-    lines = "".join(f"\n{label}. {option}" for label, option in zip(labels, options, strict=True))
-    return f": {options[wanted]}{lines}", f": {options[wanted]} {walk(labels, options, wanted)} {labels[wanted]}"
+    """Names and a labelled list that holds them, sometimes behind other text, which is copied first.
+
+    For every name the list is walked as far as the name, whose label is said last. With several names in the text only the one just said
+    tells where to stop.
+    """
+    options = list_of(story, int(rng.integers(*LIST_LENGTHS)), rng)
+    labels = list(LETTERS) if rng.random() < 0.25 else [str(label) for label in rng.permutation(LABELS)]
+    options = options[: len(labels)]
+    wanted = rng.permutation(len(options))[: int(rng.integers(1, MAX_NAMES + 1))]
+    before = text_before(story, rng)
+    names = "".join(f": {options[index]}" for index in wanted)
+    lines = "".join(f"\n{label}. {option}" for label, option in zip(labels, options, strict=False))
+    walks = "".join(f": {options[index]} {walk(labels, options, int(index))} {labels[index]}" for index in wanted)
+    return f"{before}{names}{lines}", f"{before}{walks}"
+
+
+def text_before(story: Story, rng: np.random.Generator) -> str:
+    """Nothing, a few words, or a log and a few words."""
+    kind = int(rng.integers(4))
+    words = " ".join(str(word) for word in rng.choice(WORDS, int(rng.integers(1, 7))))
+    return f"{describe(story)} {words}" if kind == 0 else words if kind == 1 else ""
 
 
 def list_of(story: Story, count: int, rng: np.random.Generator) -> list[str]:
-    """Different places, happenings or random phrases."""
-    kind = int(rng.integers(3))
-    if kind == 0:
+    """Different places, purposes or random phrases."""
+    kind = int(rng.integers(4))
+    if kind < 2:
         return [str(place) for place in rng.permutation(PLACES)[:count]]
-    if kind == 1:
-        return [str(happening) for happening in rng.permutation(sorted({what_happens(event) for event in story.events}))[:count]]
-    phrases = {" ".join(str(word) for word in rng.choice(WORDS, int(rng.integers(1, 7)))) for _ in range(2 * count)}
+    if kind == 2:
+        return [str(purpose) for purpose in rng.permutation(sorted(purposes(str(rng.choice(story.cast))).values()))[:count]]
+    phrases = {" ".join(str(word) for word in rng.choice(WORDS, int(rng.integers(1, 4)))) for _ in range(2 * count)}
     return [str(phrase) for phrase in rng.permutation(sorted(phrases))[:count]]

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from longtake.types import Row
-from longtake.world.story import Event, Story
+from longtake.world.story import Event, Purpose, Story
 
 LETTERS = "ABCD"
 CATEGORIES = ("temporal", "goal", "plot", "spatial")
@@ -35,12 +35,7 @@ class Question:
 
 def describe_event(event: Event, place: str) -> str:
     """`cave red square gives key to blue circle.`"""
-    return f"{in_place(event, place)}."
-
-
-def in_place(event: Event, place: str) -> str:
-    """`cave red square gives key to blue circle`"""
-    return f"{place} {what_happens(event)}"
+    return f"{place} {what_happens(event)}."
 
 
 def what_happens(event: Event) -> str:
@@ -122,10 +117,15 @@ def ask_goal(story: Story, rng: np.random.Generator) -> Question:
     after = next_event(story, story.asked_take)
     anybody = [name for name in story.cast if name != taken.actor]
     receiver = after.other if after is not None and after.kind == "gives" else str(rng.choice(anybody))
-    purposes = {"use": "to use it", "hide": "to hide it", "give": f"to give it to {receiver}", "keep": "to keep it"}
-    answer = purposes[story.purpose]
-    wrong = tuple(text for text in purposes.values() if text != answer)
-    return Question("goal", f"Why did the {taken.actor} take the {taken.thing}?", answer, wrong, trace(story, story.asked_take))
+    texts = purposes(receiver)
+    answer = texts[story.purpose]
+    wrong = tuple(text for text in texts.values() if text != answer)
+    return Question("goal", f"Why did the {taken.actor} want the {taken.thing}?", answer, wrong, trace(story, story.asked_take))
+
+
+def purposes(receiver: str | None) -> dict[Purpose, str]:
+    """The options of a goal question."""
+    return {"use": "to use it", "hide": "to hide it", "give": f"to give it to {receiver}", "keep": "to keep it"}
 
 
 def next_event(story: Story, take: int) -> Event | None:
@@ -154,12 +154,25 @@ def ask_plot(story: Story, rng: np.random.Generator) -> Question:
 
 
 def ask_spatial(story: Story, rng: np.random.Generator) -> Question:
-    """What happened in a place; the wrong ones happened in others."""
+    """Where something happened."""
     index = int(rng.integers(len(story.scenes)))
-    place = story.scenes[index].place
-    happenings = tuple(what_happens(event) for event in story.events)
-    wrong = others(happenings, happenings[index], rng)
-    return Question("spatial", f"What happened in the {place}?", happenings[index], wrong, in_place(story.events[index], place))
+    scene = story.scenes[index]
+    wrong = others(places_of(story), scene.place, rng)
+    asked = happening(scene.event, article="the ")
+    return Question("spatial", f"Where did the {asked}?", scene.place, wrong, where(scene.event, scene.place))
+
+
+def happening(event: Event, *, article: str = "") -> str:
+    """`red square give key to blue circle`, as a question names it; `article` stands before things and others."""
+    verb = event.kind.removesuffix("s")
+    thing = f" {article}{event.thing}" if event.thing else ""
+    other = {"gives": f" to {article}{event.other}", "meets": f" {article}{event.other}"}.get(event.kind, "")
+    return f"{event.actor} {verb}{thing}{other}"
+
+
+def where(event: Event, place: str) -> str:
+    """`red square takes key cave`: what happened, and its place."""
+    return f"{what_happens(event)} {place}"
 
 
 QUESTIONS: dict[str, Callable[[Story, np.random.Generator], Question]] = {

@@ -199,6 +199,55 @@ class Group:
 
 
 @dataclass(frozen=True)
+class PackedGroup:
+    """Lengths of one group in a packed sequence: its prompt once, then its takes behind each other."""
+
+    prompt_length: int
+    """P, at least 1."""
+    take_lengths: tuple[int, ...]
+    """R of each take; 0 for an empty one. No takes at all: a row of its own, attended to as one causal sequence."""
+
+    def __post_init__(self) -> None:
+        if self.prompt_length < 1 or any(length < 0 for length in self.take_lengths):
+            raise ValueError(f"a prompt of at least 1 token and takes of at least 0; got {self.prompt_length} and {self.take_lengths}")
+
+    @property
+    def num_take_tokens(self) -> int:
+        return sum(self.take_lengths)
+
+    @property
+    def num_tokens(self) -> int:
+        return self.prompt_length + self.num_take_tokens
+
+
+@dataclass(frozen=True, eq=False)
+class PackedGroups:
+    """Groups laid out as ONE sequence for one forward: every prompt once, its takes after it. M takes in all, T tokens.
+
+    Prompt tokens attend causally to their prompt; take tokens to their whole prompt and causally to their own take.
+    """
+
+    groups: tuple[PackedGroup, ...]
+    token_ids: torch.Tensor
+    """int64 [T]."""
+    position_ids: torch.Tensor
+    """int64 [A, T]; every take goes on from its prompt's `next_position`."""
+    videos: tuple[tuple[int, int, VideoTokens], ...]
+    """(0, index of the first placeholder token, what stands there): the sequence is row 0 of a batch of one."""
+    target_ids: torch.Tensor
+    """int64 [M, R], the tokens of the takes, 0 on padding."""
+    response_mask: torch.Tensor
+    """bool [M, R], True on tokens of a take."""
+    predictor_index: torch.Tensor
+    """int64 [M, R], the token whose hidden state predicts each token of a take, 0 on padding. The prompt's last token predicts the first
+    token of EVERY take of its group."""
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+
+@dataclass(frozen=True)
 class Failure:
     """A typed error in the place of an example or a take: counted, never replaced, kept in every denominator."""
 
@@ -303,9 +352,9 @@ class MicroBatch:
     """
 
     pieces: tuple[Piece, ...] = ()
-    takes_per_chunk: int | None = None
+    split_tokens: int | None = None
     """Set for one piece too large to go at once: its prompt forward once, its takes in chunks that read the keys and values, its prompt
-    backward once."""
+    backward once. A chunk and the prompt have at most so many tokens."""
 
 
 @dataclass(frozen=True)

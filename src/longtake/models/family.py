@@ -112,9 +112,18 @@ class Model(Protocol):
         ...
 
     def decoder(
-        self, inputs_embeds: torch.Tensor, position_ids: torch.Tensor, attention_mask: torch.Tensor | None, cache: Cache | None
+        self,
+        inputs_embeds: torch.Tensor,
+        position_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        cache: Cache | None,
+        *,
+        packed: object | None = None,
     ) -> torch.Tensor:
-        """Final hidden states [M, T, D]; position_ids [A, M, T] always explicit; attention_mask [M, cached + T], 0 on padding."""
+        """Final hidden states [M, T, D]; position_ids [A, M, T] always explicit; attention_mask [M, cached + T], 0 on padding.
+
+        `packed` reaches the attention function of each layer as it is; see parallel.attention.packed_hidden, which alone gives it.
+        """
         ...
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:

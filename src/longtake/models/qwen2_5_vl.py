@@ -173,7 +173,13 @@ class Qwen2_5VL:
         return embeds
 
     def decoder(
-        self, inputs_embeds: torch.Tensor, position_ids: torch.Tensor, attention_mask: torch.Tensor | None, cache: Cache | None
+        self,
+        inputs_embeds: torch.Tensor,
+        position_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        cache: Cache | None,
+        *,
+        packed: object | None = None,
     ) -> torch.Tensor:
         """See `family.Model`. Raises ValueError for other than three position axes, or a cache while layers are checkpointed."""
         language_model = self.hf.model.language_model
@@ -187,6 +193,7 @@ class Qwen2_5VL:
             attention_mask=attention_mask,
             past_key_values=cache,
             use_cache=cache is not None,
+            **({} if packed is None else {"packed": packed}),
         )
         hidden: torch.Tensor = output.last_hidden_state
         return hidden

@@ -117,7 +117,7 @@ def test_world_make_twice_reuses(tmp_path: Path, capfd: Capture) -> None:
 @pytest.mark.timeout(400)
 def test_tiny_train_is_reproducible(tmp_path: Path, capfd: Capture) -> None:
     """Four steps: the same bytes twice, others from another seed, and nothing is overwritten."""
-    sizes = ["--num_videos", "8", "--num_held_out", "2", "--steps", "4", "--read_steps", "2", "--focus_steps", "2"]
+    sizes = ["--num_videos", "8", "--num_held_out", "2", "--steps", "4", "--copy_steps", "2", "--read_steps", "2", "--focus_steps", "2"]
     sizes += ["--batch_size", "4", "--frames", "4,2", "--num_threads", "1"]
     for name, seed in (("one", "0"), ("two", "0"), ("three", "1")):
         assert main(["tiny", "train", "--out", str(tmp_path / name), "--seed", seed, *sizes]) == 0

@@ -213,8 +213,10 @@ class TinyConfig(Section):
     """Videos of another seed on which the descriptions are scored."""
     steps: int = Field(800, ge=1)
     """Optimizer steps on whole descriptions, vision tower included."""
-    read_steps: int = Field(2000, ge=1)
-    """Further steps on text alone: copying words, finding them in a log or a list."""
+    copy_steps: int = Field(600, ge=0)
+    """Further steps on text alone, which only copy words: what every other kind of reading is built on."""
+    read_steps: int = Field(2600, ge=1)
+    """Further steps on every kind of reading: copying words, finding them in a log or a list."""
     focus_steps: int = Field(400, ge=1)
     """Further steps on descriptions with a focus beside more reading, tower frozen."""
     batch_size: int = Field(64, ge=1)

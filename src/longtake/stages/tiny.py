@@ -145,15 +145,17 @@ def learn_to_read(config: TinyConfig, model: Model, clips: list[Clip], tests: li
     """Cross-entropy on text alone, of stories that are not filmed; the tower is frozen from here on."""
     choose_trainable(model, ModelConfig(), config.seed)
     stories = reading_stories(config)
-    optimizer = build_optimizer(model, optimizer_config(config, warmup_steps=20), config.read_steps)
+    steps = config.copy_steps + config.read_steps
+    optimizer = build_optimizer(model, optimizer_config(config, warmup_steps=20), steps)
     rng = np.random.default_rng(config.seed + 1)
-    with Progress("tiny: read", config.read_steps) as progress:
-        for step in range(1, config.read_steps + 1):
-            examples = [example_of(stories[0], *reading(stories, rng)) for _ in range(config.batch_size)]
+    with Progress("tiny: read", steps) as progress:
+        for step in range(1, steps + 1):
+            kind = "copy" if step <= config.copy_steps else None
+            examples = [example_of(stories[0], *reading(stories, rng, kind)) for _ in range(config.batch_size)]
             with training_mode(model):
                 loss = learn(model, optimizer, [ask(model, example, None) for example in examples], examples)
             progress.advance(loss=loss)
-            if step % config.evaluate_every == 0 or step == config.read_steps:
+            if step % config.evaluate_every == 0 or step == steps:
                 log.append(config.steps + step, {"phase": "read", "loss": loss, **exact_reading(model, tests)})
                 log.flush()
 

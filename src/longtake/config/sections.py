@@ -90,6 +90,17 @@ class VideoConfig(Section):
         return self
 
 
+class CacheConfig(Section):
+    """Where the embeddings of videos are kept, so that no video is decoded and encoded twice."""
+
+    folder: Path | None = None
+    """Folder with one file per video, shared by processes, stages and later runs; None: in memory, for this process only."""
+    disk_bytes: int = Field(default=256 << 30, ge=0)
+    """Most bytes of embeddings in the folder, whoever wrote them. A full one keeps what it has; to make room delete files, or all of it."""
+    memory_bytes: int = Field(default=4 << 30, ge=0)
+    """Most bytes kept in memory by each process: embeddings that no folder holds, and frames while the tower trains."""
+
+
 class LoraConfig(Section):
     """Low-rank adapters (peft) in place of full fine-tuning."""
 

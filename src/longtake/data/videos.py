@@ -1,4 +1,4 @@
-"""Videos as the language model sees them: decoded once and encoded once while the memory budget holds."""
+"""Videos as the language model sees them: decoded once and encoded once while the cache holds them."""
 
 from __future__ import annotations
 
@@ -6,33 +6,36 @@ import logging
 from collections import Counter
 
 from longtake.config.sections import VideoConfig
-from longtake.errors import VideoError
+from longtake.data.embedding_cache import EmbeddingCache
+from longtake.data.token_folder import Answer
+from longtake.errors import VideoDamagedError, VideoError
 from longtake.models.family import Model
 from longtake.models.positions import time_step
+from longtake.observe.digest import digest_of
 from longtake.observe.timing import Phases
 from longtake.types import Frames, VideoRef, VideoTokens
-from longtake.video.decode import load_frames
+from longtake.video.decode import DECODER, load_frames
 
 logger = logging.getLogger(__name__)
 
 
 class VideoSource:
-    """Serves the `VideoTokens` of video files.
+    """Serves the `VideoTokens` of video files, for one model and one way of sampling. Several sources may share a cache.
 
-    Keys are the digest of the file's bytes and the digest of the tower's weights, never a name; the other settings are fixed per
-    source. A frozen tower: embeddings are kept. A trained tower: frames are kept, and embeddings only until its weights change.
-    A full memory keeps what it has: the passes of training scan all videos in turn, where dropping the oldest never hits.
+    Looked up first is the request: the digest of the file's bytes, the sampling, the decoder, the model's side. A request answered before,
+    in this process or by another that filled the same folder, needs no decoding. A frozen tower: embeddings are kept. A trained
+    tower: frames are kept, and embeddings only until its weights change.
     """
 
-    def __init__(self, model: Model, config: VideoConfig, phases: Phases, memory_bytes: int = 4 << 30) -> None:
+    def __init__(self, model: Model, config: VideoConfig, phases: Phases, cache: EmbeddingCache | None = None) -> None:
         if config.max_pixels_per_frame is None:
             config = config.model_copy(update={"max_pixels_per_frame": max(model.max_pixels_per_frame, config.min_pixels_per_frame)})
         self._model, self._config, self._phases = model, config, phases
-        self._memory_bytes = memory_bytes
-        self._frames: dict[str, Frames] = {}
-        self._tokens: dict[str, VideoTokens] = {}
-        self._tower = ""
+        self.cache = EmbeddingCache() if cache is None else cache
+        sampling = config.model_dump_json(exclude={"encode_groups"})
+        self._frames_settings = digest_of("frames 1", sampling, DECODER, model.patch_multiple, model.temporal_patch)
         self._counts: Counter[str] = Counter()
+        self._noted: set[str] = set()
         self._max_deviation_s = 0.0
 
     def tokens(self, ref: VideoRef, *, gradients: bool = False) -> VideoTokens:
@@ -40,68 +43,93 @@ class VideoSource:
 
         `gradients`: encode now, with the graph of the tower, and keep nothing of it; for the update of a trained tower.
         """
-        self._drop_stale()
-        kept = None if gradients else self._tokens.get(ref.digest)
-        if kept is not None:
-            self._counts["hits"] += 1
-            return kept
-        self._counts["misses"] += 1
+        if gradients:
+            return self._encode(self._load(ref), gradients=True)
+        tower = self._tower()
+        request = digest_of("video request 1", ref.digest, self._frames_settings, self._model.encoder_digest(self._config.encode_groups))
+        found = self.cache.find(request)
+        if found is not None:
+            self._note(ref, found[1])
+            return found[0]
         frames = self._load(ref)
+        answer = self._answer(frames)
+        self._note(ref, answer)
+        tokens = self.cache.get(answer.tokens)
+        if tokens is not None:  # another sampling chose the same frames
+            self.cache.remember(request, answer, tower)
+            return tokens
+        return self.cache.put(request, self._encode(frames), answer, tower)
+
+    def metrics(self) -> dict[str, float]:
+        """Counts since the start, and how far real frame times were from the equal spacing the family assumes; with the cache's own."""
+        names = ("decoded", "encoded", "failed", "reduced", "frames_decoded")
+        counts = {f"video/{name}": float(self._counts[name]) for name in names}
+        groups = {"encode/groups": float(self._model.groups_encoded)}
+        return counts | groups | {"video/max_time_deviation_s": self._max_deviation_s} | self.cache.metrics()
+
+    def _encode(self, frames: Frames, *, gradients: bool = False) -> VideoTokens:
         with self._phases("encode"):
             tokens = self._model.encode(frames, self._config.encode_groups, gradients=gradients)
         self._counts["encoded"] += 1
-        if not gradients and self._fits(_num_bytes(tokens)):
-            self._tokens[ref.digest] = tokens
         return tokens
 
-    def metrics(self) -> dict[str, float]:
-        """Counts since the start, bytes held, and how far real frame times were from the equal spacing the family assumes."""
-        names = ("hits", "misses", "decoded", "encoded", "failed", "reduced", "frames_decoded")
-        counts = {f"video/{name}": float(self._counts[name]) for name in names}
-        return counts | {"video/bytes_held": float(self.bytes_held), "video/max_time_deviation_s": self._max_deviation_s}
-
-    @property
-    def bytes_held(self) -> int:
-        frames = sum(kept.pixels.nbytes for kept in self._frames.values())
-        return frames + sum(_num_bytes(kept) for kept in self._tokens.values())
-
     def _load(self, ref: VideoRef) -> Frames:
-        if ref.digest in self._frames:
-            return self._frames[ref.digest]
+        key = f"frames {digest_of(ref.digest, self._frames_settings)}"
+        kept: Frames | None = self.cache.kept(key)
+        if kept is not None:
+            return kept
         try:
             with self._phases("decode"):
+                _refuse_changed(ref)
                 frames = load_frames(ref, self._config, self._model.patch_multiple, self._model.temporal_patch)
+                _refuse_changed(ref)
         except VideoError:
             self._counts["failed"] += 1
             raise
         self._counts["decoded"] += 1
         self._counts["frames_decoded"] += frames.num_decoded
-        self._counts["reduced"] += frames.sampling.reduced
-        self._note_deviation(ref, frames)
-        if self._model.train_vision and self._fits(frames.pixels.nbytes):
-            self._frames[ref.digest] = frames
+        if self._model.train_vision:
+            self.cache.keep(key, frames, frames.pixels.nbytes)
         return frames
 
-    def _drop_stale(self) -> None:
-        """Embeddings of other weights than the tower's present ones are gone before anything is looked up."""
-        tower = self._model.tower_digest()
-        if tower != self._tower:
-            self._tokens.clear()
-            self._tower = tower
+    def _tower(self) -> str | None:
+        """The name of trained weights, after embeddings of all others are gone; None for weights as loaded."""
+        if not self._model.train_vision:
+            return None
+        name = self._model.tower_digest()
+        self.cache.drop_stale(name)
+        return name if self._model.tower_has_changed() else None
 
-    def _fits(self, num_bytes: int) -> bool:
-        return self.bytes_held + num_bytes <= self._memory_bytes
-
-    def _note_deviation(self, ref: VideoRef, frames: Frames) -> None:
+    def _answer(self, frames: Frames) -> Answer:
         _, deviation_s = time_step(frames.times_s, self._model.temporal_patch)
-        self._max_deviation_s = max(self._max_deviation_s, deviation_s)
-        if deviation_s * self._model.tokens_per_second >= 1:
+        digest = self._model.tokens_digest(frames.facts, self._config.encode_groups)
+        return Answer(digest, frames.sampling.reduced, deviation_s)
+
+    def _note(self, ref: VideoRef, answer: Answer) -> None:
+        """Once per video and source, whether it was decoded now or is in the cache from before."""
+        if ref.digest in self._noted:
+            return
+        self._noted.add(ref.digest)
+        self._counts["reduced"] += answer.reduced
+        self._max_deviation_s = max(self._max_deviation_s, answer.deviation_s)
+        if answer.deviation_s * self._model.tokens_per_second >= 1:
             logger.info(
                 "%s: variable frame rate, times up to %.2f s from equal spacing; the family knows one spacing per video",
                 ref.path.name,
-                deviation_s,
+                answer.deviation_s,
             )
 
 
-def _num_bytes(tokens: VideoTokens) -> int:
-    return sum(tensor.nbytes for tensor in (tokens.embeddings, *tokens.deepstack))
+def _refuse_changed(ref: VideoRef) -> None:
+    """Raises VideoDamagedError when the file is no longer the one whose bytes were digested: its embeddings would be kept under a
+    wrong key, for ever."""
+    if ref.stamp is None:
+        return
+    try:
+        status = ref.path.stat()
+    except OSError:
+        return  # the decoder says what is wrong with it
+    if (status.st_size, status.st_mtime_ns) != ref.stamp:
+        raise VideoDamagedError(
+            f"{ref.path}: changed after its digest was taken", rule="videos do not change while they are used", remedy="start again"
+        )

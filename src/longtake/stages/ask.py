@@ -8,6 +8,7 @@ from rich.console import Console
 
 from longtake.answers import parse_response
 from longtake.config.stages import AskConfig
+from longtake.data.embedding_cache import EmbeddingCache, digest_index
 from longtake.data.render import render_prompt
 from longtake.data.rows import parse_options
 from longtake.data.videos import VideoSource
@@ -17,7 +18,6 @@ from longtake.observe.timing import Phases, peak_memory_bytes
 from longtake.rollout.engine import RolloutRequest, SamplingParams
 from longtake.rollout.transformers_engine import TransformersEngine
 from longtake.types import Example, Take, VideoTokens
-from longtake.video.index import DigestIndex
 from longtake.video.paths import regular_file
 from longtake.video.subtitles import read_srt
 
@@ -25,9 +25,11 @@ from longtake.video.subtitles import read_srt
 def run(config: AskConfig) -> None:
     """Print the reasoning and the answer on stdout; tokens, seconds and memory on stderr."""
     started, phases = time.perf_counter(), Phases()
-    reference = DigestIndex(None, max_bytes=config.frames.limits.max_bytes).ref(regular_file(config.video))
+    index = digest_index(config.cache, None, config.frames.limits.max_bytes)
+    reference = index.ref(regular_file(config.video))
+    index.save()
     model = load_model(config.model)
-    tokens = VideoSource(model, config.frames, phases).tokens(reference)
+    tokens = VideoSource(model, config.frames, phases, EmbeddingCache(config.cache)).tokens(reference)
     prompt = render_prompt(example_of(config), tokens, model, config.prompt)
     params = SamplingParams(1, config.rollout.temperature, config.rollout.max_new_tokens, config.seed, 0)
     with phases("answer"):

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from longtake.config.meta import run_meta
 from longtake.config.stages import EvaluateConfig
+from longtake.data.embedding_cache import EmbeddingCache, digest_index
 from longtake.data.rows import read_examples
 from longtake.data.videos import VideoSource
 from longtake.errors import ConfigError
@@ -37,12 +38,15 @@ def run(config: EvaluateConfig) -> Summary:
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     started, phases = time.perf_counter(), Phases()
-    items, model = read_examples(config.data), load_model(config.model)
+    index = digest_index(config.cache, None, config.video.limits.max_bytes)
+    items, model = read_examples(config.data, index), load_model(config.model)
+    index.save()
+    cache = EmbeddingCache(config.cache)
     frames = sorted(set(config.frames) or {config.video.max_frames}) if config.data.with_video else [BLIND]
     records: list[AnswerRecord] = []
     with Progress(f"evaluate {config.out.name}", total=len(frames) * len(items)) as progress:
         for count in frames:
-            records += evaluate_at(config, model, items, count, phases, progress)
+            records += evaluate_at(config, model, items, count, phases, progress, cache)
     summary = summarise(records)
     config.out.mkdir(parents=True, exist_ok=True)
     write_records(config.out / "answers.jsonl", records)
@@ -54,11 +58,11 @@ def run(config: EvaluateConfig) -> Summary:
 
 
 def evaluate_at(
-    config: EvaluateConfig, model: Model, items: list[Item], frames: int, phases: Phases, progress: Progress
+    config: EvaluateConfig, model: Model, items: list[Item], frames: int, phases: Phases, progress: Progress, cache: EmbeddingCache
 ) -> list[AnswerRecord]:
     """All rows at one number of frames."""
     video = config.video.model_copy(update={"max_frames": frames}) if frames != BLIND else config.video
-    source = VideoSource(model, video, phases)
+    source = VideoSource(model, video, phases, cache)
     blind = not config.data.with_video
     if config.scoring == "letters":
         return evaluate_letters(

@@ -39,7 +39,7 @@ def run(config: RlConfig) -> None:
         while not run.finished():
             sampled = sample_groups(run, config, engine, rewards)
             estimates = group_advantages(run, config, sampled, reference)
-            metrics = rollout_metrics(sampled, estimates) | run.failure_metrics(sampled.failures) | run.source.metrics()
+            metrics = rollout_metrics(sampled, estimates) | run.failure_metrics(sampled.failures)
             policy_logprobs: list[Tensor] = []
             if sampled.groups:
                 updated = update(run, config, sampled.groups, sampled.valid, estimates, reference)

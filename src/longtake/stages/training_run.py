@@ -26,6 +26,7 @@ from longtake.config.load import dump_config
 from longtake.config.meta import run_meta
 from longtake.config.sections import RolloutConfig
 from longtake.config.stages import RlConfig, SftConfig
+from longtake.data.embedding_cache import EmbeddingCache, digest_index
 from longtake.data.order import positions
 from longtake.data.render import render_prompt, response_text
 from longtake.data.rows import check_failures, read_examples
@@ -91,14 +92,15 @@ class TrainingRun:
         torch.manual_seed(config.seed)
         self.config, self.kind = config, kind
         self.phases = Phases()
-        index = DigestIndex(config.out / "digests.json", max_bytes=config.video.limits.max_bytes)
+        index = digest_index(config.cache, config.out / "digests.json", config.video.limits.max_bytes)
         self.examples, self.failures = read_training_rows(config, index)
         self.validation = validation_items(config, index)
         index.save()
         self.model: Model = load_model(config.model)
         choose_trainable(self.model, config.model, config.seed)
-        self.source = VideoSource(self.model, config.video, self.phases)
-        self.validation_source = VideoSource(self.model, config.video, Phases())
+        cache = EmbeddingCache(config.cache)  # one for both: a video in both sets is encoded once
+        self.source = VideoSource(self.model, config.video, self.phases, cache)
+        self.validation_source = VideoSource(self.model, config.video, Phases(), cache)
         self.store = CheckpointStore(config.out, config.checkpoint.keep_last)
         self.stop = StopFlag()
         self.step = self.position = self.total_steps = 0
@@ -261,7 +263,8 @@ class TrainingRun:
         return self.config.validation.every if self.config.validation else self.total_steps + 1
 
     def _costs(self) -> dict[str, float]:
-        return {f"seconds/{name}": value for name, value in self.phases.take().items()} | memory_metrics()
+        seconds = {f"seconds/{name}": value for name, value in self.phases.take().items()}
+        return seconds | memory_metrics() | self.source.metrics()
 
     def save_if_new(self) -> None:
         """Before leaving: a lost step is never the price of it."""

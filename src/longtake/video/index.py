@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import logging
 import os
 import threading
 import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +20,8 @@ from longtake.errors import PathError, VideoDamagedError, VideoMissingError
 from longtake.types import VideoRef
 from longtake.video.paths import open_regular
 from longtake.video.scan import limit_error
+
+logger = logging.getLogger(__name__)
 
 SAVE_EVERY_S = 1.0
 """New digests are written this often at most; what a kill loses is hashed again."""
@@ -65,16 +72,34 @@ class DigestIndex:
             self.save()
 
     def save(self) -> None:
-        """Write the index, keeping what other processes have added to it; nothing to do for one in memory."""
+        """Write the index, keeping what other processes have added to it; nothing to do for one in memory.
+
+        A folder that cannot be written costs hashing anew, and nothing else.
+        """
         if self.path is None:
             return
         with self._lock:
-            self._entries = {**_read_entries(self.path), **self._entries}
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.{threading.get_ident()}.partial")
-            partial.write_text(json.dumps(self._entries), encoding="utf-8")
-            os.replace(partial, self.path)
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with _locked(self.path.with_name(f".{self.path.name}.lock")):
+                    self._entries = {**_read_entries(self.path), **self._entries}
+                    partial = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}.partial")
+                    partial.write_text(json.dumps(self._entries), encoding="utf-8")
+                    os.replace(partial, self.path)
+            except OSError as error:
+                logger.warning("%s cannot be written: %s; videos will be hashed again", self.path, error)
             self._saved_at_s = time.monotonic()
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Alone among all processes, where the file system has locks: two that read and write at once would lose each other's entries."""
+    with path.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            logger.info("%s: this file system has no locks", path)
+        yield
 
 
 def _read_entries(path: Path | None) -> dict[str, list[Any]]:

@@ -1,14 +1,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
 
 from longtake.models.qwen2_5_vl import Qwen2_5VL
-from longtake.testing.models import SIZES, norm_in_own_dtype, random_tiny
-
-GROUPED = replace(SIZES, hidden=128, layers=3, heads=4, kv_heads=2)
+from longtake.testing.models import norm_in_own_dtype, random_tiny
+from longtake.testing.sequence import GROUPED
 
 
 @pytest.fixture(scope="session")

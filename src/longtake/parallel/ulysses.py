@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from longtake.errors import ConfigError
+from longtake.parallel.attention import PackedAttention
 from longtake.parallel.collectives import heads_to_sequence, sequence_to_heads
 from longtake.parallel.mesh import Axis, divisors
 
@@ -71,3 +72,19 @@ def to_heads(query: Tensor, key: Tensor, value: Tensor, axis: Axis) -> tuple[Ten
 def to_sequence(out: Tensor, axis: Axis) -> Tensor:
     """[U * L, n, H] -> [L, N, H]: all heads of this rank's tokens again."""
     return out if axis.size == 1 else heads_to_sequence(out, axis)
+
+
+class UlyssesAttention:
+    """A strategy (`attention.PackedAttention`) around another: exchanges, lets `inner` attend to all tokens with this rank's heads, and
+    exchanges back. Each rank has as many slots; what lies in them past `num_tokens`, the padding, is seen by nobody and gets 0."""
+
+    def __init__(self, inner: PackedAttention, axis: Axis, num_tokens: int) -> None:
+        self._inner, self._axis, self._num_tokens = inner, axis, num_tokens
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, *, layer: int, scale: float) -> Tensor:
+        token_major = [part[0].transpose(0, 1) for part in (query, key, value)]
+        parts = to_heads(token_major[0], token_major[1], token_major[2], self._axis)
+        ours = [part[: self._num_tokens].transpose(0, 1).unsqueeze(0) for part in parts]
+        out = self._inner.attend(ours[0], ours[1], ours[2], layer=layer, scale=scale)[0].transpose(0, 1)
+        padded = torch.nn.functional.pad(out, (0, 0, 0, 0, 0, len(parts[0]) - self._num_tokens))
+        return to_sequence(padded, self._axis).transpose(0, 1).unsqueeze(0)

@@ -24,7 +24,7 @@ import torch.distributed as dist
 
 from longtake.config.env import Launch, enter_launch
 
-PRELOADED = ["torch", "longtake.testing.models", "longtake.testing.takes", "longtake.training.policy", "pytest", "hypothesis"]
+PRELOADED = ["torch", "longtake.testing.sequence", "hypothesis"]
 """Imported once, in the server."""
 START_TIMEOUT_S = 280.0
 """For the server to import these on a busy machine; the limit of a test counts from the moment its processes run."""

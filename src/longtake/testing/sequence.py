@@ -1,0 +1,180 @@
+"""One update over several processes, and the same one in a single process with one padded row per take: how far are they apart?
+
+Everything here runs inside the processes of `testing.processes.run_processes`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import torch
+from torch import Tensor
+
+from longtake.config.sections import ModelConfig
+from longtake.models.qwen2_5_vl import Qwen2_5VL
+from longtake.parallel.collectives import sum_over_ranks
+from longtake.parallel.gradients import sum_gradients
+from longtake.parallel.mesh import SequenceMesh, World, start_world
+from longtake.parallel.packed import pack_groups, pack_rows
+from longtake.parallel.sequence import idle_groups, sequence_logprobs
+from longtake.testing.models import SIZES, norm_in_own_dtype, random_tiny
+from longtake.testing.packed import RandomGroups, Shape, gradients, random_groups, row_by_row, worst_relative
+from longtake.training.trainable import choose_trainable, training_mode
+from longtake.types import PackedGroups, Prompt
+
+GROUPED = replace(SIZES, hidden=128, layers=3, heads=4, kv_heads=2)
+"""Four query heads on two KV heads: fewer than ranks where Ulysses is 4."""
+TWO_VIDEOS = ((4, 2, 4), (5, 4, 4))
+SHAPES: dict[str, tuple[Shape, ...]] = {
+    "text": ((12, (), (6, 1, 9)),),
+    "two_videos": ((14, TWO_VIDEOS, (6, 0, 9, 3)),),
+    "several": ((9, (), (4, 4)), (12, ((4, 4, 4),), (7, 1)), (15, TWO_VIDEOS, (2,))),
+    "empty_takes": ((9, (), (0, 0)), (8, ((3, 2, 6),), (3,))),
+    "tiny": ((2, (), (1,)),),  # fewer tokens than chunks of a ring of four: some ranks hold nothing
+}
+Layout = Literal["shared", "naive"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One update. World size = data ranks x ring x ulysses."""
+
+    layout: Layout = "shared"
+    packed: bool = True
+    """All groups (or rows) as one sequence, or each a sequence of its own."""
+    shapes: tuple[Shape, ...] = SHAPES["several"]
+    dtype: Literal["float32", "float64"] = "float64"
+    checkpointing: bool = False
+    train_vision: bool = False
+    """Gradients of the videos' embeddings too, as a tower that trains would want them."""
+    seed: int = 0
+    ring: int = 1
+    ulysses: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Update:
+    """What an update found: log-probs and entropies [M, R] of all takes, the loss, and every gradient summed over the ranks."""
+
+    logprobs: Tensor
+    entropy: Tensor
+    loss: float
+    gradients: dict[str, Tensor]
+
+
+Fault = Callable[[pytest.MonkeyPatch], None]
+"""Breaks something for one update."""
+
+
+def errors_of(folder: Path, cases: list[tuple[Case, Fault | None]]) -> list[dict[str, float]]:
+    """On rank 0, for each case max|difference| / max|reference| of log-probs, entropies, loss and the worst gradient; elsewhere nothing."""
+    found = []
+    with start_world(torch.device("cpu"), timeout_s=300) as world:
+        for case, fault in cases:
+            model, norm = model_of(folder, case)
+            groups = random_groups(model, case.shapes, case.seed)
+            with norm, pytest.MonkeyPatch.context() as patch:
+                wanted = single_update(model, groups, case) if world.rank == 0 else None
+                if fault is not None:
+                    fault(patch)
+                update = spread_update(model, groups, case, world)
+                if wanted is not None:
+                    found.append(distances(update, wanted))
+    return found
+
+
+def model_of(folder: Path, case: Case) -> tuple[Qwen2_5VL, AbstractContextManager[None]]:
+    model = random_tiny(folder, dtype=case.dtype, sizes=GROUPED)
+    choose_trainable(model, ModelConfig(gradient_checkpointing=case.checkpointing))
+    model.train_vision = case.train_vision
+    return model, norm_in_own_dtype(model) if case.dtype == "float64" else nullcontext()
+
+
+def sequences(model: Qwen2_5VL, groups: RandomGroups, case: Case) -> list[tuple[PackedGroups, list[int]]]:
+    """Packed sequences and the numbers of their takes."""
+    shared = [(prompt, takes) for prompt, takes in zip(groups.prompts, groups.responses, strict=True)]
+    units = shared if case.layout == "shared" else [(prompt, [take]) for prompt, takes in shared for take in takes]
+    first = [sum(len(takes) for _, takes in units[:index]) for index in range(len(units))]
+    numbers = [list(range(start, start + len(takes))) for start, (_, takes) in zip(first, units, strict=True)]
+    parts = [list(range(len(units)))] if case.packed else [[index] for index in range(len(units))]
+    return [(_packed(model, [units[index] for index in part], case), [n for index in part for n in numbers[index]]) for part in parts]
+
+
+def _packed(model: Qwen2_5VL, units: list[tuple[Prompt, list[Tensor]]], case: Case) -> PackedGroups:
+    prompts = [prompt for prompt, _ in units]
+    if case.layout == "naive":
+        return pack_rows(prompts, [takes[0] for _, takes in units], model.device)
+    return pack_groups(prompts, [takes for _, takes in units], model.device)
+
+
+def spread_update(model: Qwen2_5VL, groups: RandomGroups, case: Case, world: World) -> Update:
+    """Sequences are dealt to the data ranks; one that has fewer than another makes idle passes."""
+    mesh = world.sequence_mesh(case.ring, case.ulysses)
+    dealt = sequences(model, groups, case)
+    rounds = -(-len(dealt) // mesh.num_data)
+    own: list[tuple[PackedGroups, list[int]]] = dealt[mesh.data_rank :: mesh.num_data]
+    own += [(idle_groups(model, 3), [])] * (rounds - len(own))
+    num_tokens = sum_over_ranks([sum(int(packed.response_mask.sum()) for packed, _ in own)], world.axis)[0] / mesh.sequence.size
+    logprobs, entropy = torch.zeros_like(groups.weights), torch.zeros_like(groups.weights)
+    loss = 0.0
+    videos = leaves(groups) if case.train_vision else {}
+    with training_mode(model):
+        for packed, takes in own:
+            found, found_entropy = sequence_logprobs(model, packed, mesh, 0.9, chunk_rows=7)
+            width = found.shape[1]
+            share = (found * groups.weights[takes, :width]).sum() / num_tokens
+            share.backward()
+            loss += float(share.detach())
+            logprobs[takes, :width], entropy[takes, :width] = found.detach(), found_entropy
+    sum_gradients([*model.hf.parameters(), *videos.values()], world.axis)
+    return collected(model, logprobs, entropy, loss, videos, mesh)
+
+
+def collected(
+    model: Qwen2_5VL, logprobs: Tensor, entropy: Tensor, loss: float, videos: dict[str, torch.nn.Parameter], mesh: SequenceMesh
+) -> Update:
+    """Put together what the data ranks found; all ranks of a sequence found the same."""
+    flat = [*logprobs.flatten().tolist(), *entropy.flatten().tolist(), loss]
+    *values, loss = (value / mesh.sequence.size for value in sum_over_ranks(flat, mesh.world))
+    both = torch.tensor(values, dtype=torch.float64).view(2, *logprobs.shape)
+    return Update(both[0], both[1], loss, gradients(model) | {name: leaf.grad for name, leaf in videos.items() if leaf.grad is not None})
+
+
+def leaves(groups: RandomGroups) -> dict[str, torch.nn.Parameter]:
+    """The embeddings of every video, made parameters."""
+    found = {}
+    for prompt in groups.prompts:
+        for span in prompt.spans:
+            leaf = torch.nn.Parameter(span.tokens.embeddings)
+            object.__setattr__(span.tokens, "embeddings", leaf)
+            found[f"video {span.tokens.digest}"] = leaf
+    return found
+
+
+def single_update(model: Qwen2_5VL, groups: RandomGroups, case: Case) -> Update:
+    """The reference: one process, one padded row per take, the model's own attention."""
+    videos = leaves(groups) if case.train_vision else {}
+    logprobs, entropy = row_by_row(model, groups, 0.9)
+    loss = (logprobs * groups.weights).sum() / sum(len(take) for takes in groups.responses for take in takes)
+    loss.backward()
+    found = gradients(model) | {name: leaf.grad for name, leaf in videos.items() if leaf.grad is not None}
+    return Update(logprobs.detach().double(), entropy.double(), float(loss.detach()), found)
+
+
+def distances(found: Update, wanted: Update) -> dict[str, float]:
+    assert len(wanted.gradients) > 20
+    return {
+        "logprobs": relative(found.logprobs, wanted.logprobs),
+        "entropy": relative(found.entropy, wanted.entropy),
+        "loss": abs(found.loss - wanted.loss) / abs(wanted.loss),
+        "gradients": worst_relative(found.gradients, wanted.gradients),
+    }
+
+
+def relative(found: Tensor, wanted: Tensor) -> float:
+    return float((found - wanted).abs().max() / wanted.abs().max())

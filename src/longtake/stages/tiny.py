@@ -181,7 +181,7 @@ def learn_to_focus(config: TinyConfig, model: Model, clips: list[Clip], tests: l
             progress.advance(loss=loss)
             if step % config.evaluate_every == 0 or step == config.focus_steps:
                 log.append(
-                    config.steps + config.read_steps + step,
+                    config.steps + config.copy_steps + config.read_steps + step,
                     {"phase": "focus", "loss": loss} | exact_at(config, model, tests) | exact_reading(model, tests),
                 )
                 log.flush()

@@ -93,6 +93,10 @@ class NoSignalError(LongtakeError):
     """No group with a non-uniform reward was found within the bound of dynamic sampling."""
 
 
+class MemoryLimitError(LongtakeError):
+    """No layout fits into the memory there is."""
+
+
 class MismatchError(LongtakeError):
     """Sampler and policy disagree on the same tokens by more than the threshold."""
 

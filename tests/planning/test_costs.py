@@ -15,7 +15,6 @@ from longtake.models.costs import model_costs
 from longtake.models.tiny import TinySizes
 from longtake.parallel.costs import (
     LOGIT_BYTES,
-    GroupShape,
     activation_bytes_per_token,
     attended_pairs,
     backward_work,
@@ -37,10 +36,11 @@ from longtake.testing.takes import random_prompt, random_take
 from longtake.training.batch import take_batch
 from longtake.training.policy import take_logprobs
 from longtake.training.trainable import choose_trainable, training_mode
+from longtake.types import PackedGroup
 
 HERE = Path(__file__).parent
 THREE, SEVEN = (model_costs(str(HERE / f"qwen2_5_vl_{size}"), "bfloat16") for size in ("3b", "7b"))
-LONG = GroupShape(131_000, (1000,) * 8)
+LONG = PackedGroup(131_000, (1000,) * 8)
 """The worked example of the project: 8 takes of 1,000 tokens behind a prompt of 131,000."""
 
 
@@ -55,14 +55,14 @@ def test_what_sharing_saves_in_the_worked_example():
 
 
 def test_one_take_gains_nothing_and_no_take_costs_the_prompt():
-    one = GroupShape(100, (7,))
+    one = PackedGroup(100, (7,))
     assert flop_ratio(SEVEN, one) == token_ratio(one) == 1.0
-    assert forward_work(SEVEN, GroupShape(100, (0, 0))).flops == forward_work(SEVEN, GroupShape(100, ())).flops
+    assert forward_work(SEVEN, PackedGroup(100, (0, 0))).flops == forward_work(SEVEN, PackedGroup(100, ())).flops
 
 
 def test_pairs_are_those_counted_one_by_one():
-    shape = GroupShape(5, (3, 0, 2))
-    counted = sum(row + 0.5 for row in range(5)) + sum(5 + row + 0.5 for take in shape.takes for row in range(take))
+    shape = PackedGroup(5, (3, 0, 2))
+    counted = sum(row + 0.5 for row in range(5)) + sum(5 + row + 0.5 for take in shape.take_lengths for row in range(take))
     assert attended_pairs(shape) == counted  # a query sees its own key half: the causal triangle by its area
     # operations of attention: QK^T and PV, 2 each per pair, layer and channel
     assert forward_work(SEVEN, shape).attention == 4 * 28 * 3584 * counted
@@ -76,7 +76,7 @@ def test_backward_factors():
 
 
 def test_decoding_and_prefill_together_are_one_shared_forward():
-    prefill = forward_work(SEVEN, GroupShape(LONG.prompt, ()))
+    prefill = forward_work(SEVEN, PackedGroup(LONG.prompt_length, ()))
     assert (prefill + decode_work(SEVEN, LONG)).flops == pytest.approx(forward_work(SEVEN, LONG).flops)
 
 

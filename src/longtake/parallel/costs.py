@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from longtake.types import ModelCosts
+from longtake.types import ModelCosts, PackedGroup
 
 LOGIT_BYTES = 16
 """Bytes per logit while a chunk is scored: float32 logits, banned logits, log-softmax and one more (measured, tests/planning)."""
@@ -23,31 +23,14 @@ BACKWARD_OF_ATTENTION = 2.5
 FRAME_CHANNELS = 3
 
 
-@dataclass(frozen=True)
-class GroupShape:
-    """Lengths of one group, in tokens."""
+def rows_of(group: PackedGroup) -> list[PackedGroup]:
+    """One group per take, the prompt repeated: the lengths of one row per take."""
+    return [PackedGroup(group.prompt_length, (take,)) for take in group.take_lengths]
 
-    prompt: int
-    """P, at least 1."""
-    takes: tuple[int, ...]
-    """R of each take; 0 for an empty one."""
 
-    def __post_init__(self) -> None:
-        if self.prompt < 1 or any(take < 0 for take in self.takes):
-            raise ValueError(f"a prompt of at least 1 token and takes of at least 0; got {self.prompt} and {self.takes}")
-
-    @property
-    def tokens(self) -> int:
-        """P + sum of R: each token once."""
-        return self.prompt + sum(self.takes)
-
-    def rows(self) -> list[GroupShape]:
-        """One row per take, the prompt repeated."""
-        return [GroupShape(self.prompt, (take,)) for take in self.takes]
-
-    def part(self, takes: Iterable[int]) -> GroupShape:
-        """The group with only these of its takes."""
-        return GroupShape(self.prompt, tuple(self.takes[index] for index in takes))
+def part_of(group: PackedGroup, takes: Iterable[int]) -> PackedGroup:
+    """The group with only these of its takes."""
+    return PackedGroup(group.prompt_length, tuple(group.take_lengths[index] for index in takes))
 
 
 @dataclass(frozen=True)
@@ -69,44 +52,44 @@ class Work:
         return Work(self.linear * factor, self.attention * factor)
 
 
-def attended_pairs(shape: GroupShape) -> float:
+def attended_pairs(shape: PackedGroup) -> float:
     """Pairs of a query and a key that a causal forward computes, a prompt shared by its takes: P^2/2 + sum of (PR + R^2/2)."""
-    return shape.prompt**2 / 2 + sum(shape.prompt * take + take**2 / 2 for take in shape.takes)
+    return shape.prompt_length**2 / 2 + sum(shape.prompt_length * take + take**2 / 2 for take in shape.take_lengths)
 
 
-def forward_work(costs: ModelCosts, shape: GroupShape) -> Work:
+def forward_work(costs: ModelCosts, shape: PackedGroup) -> Work:
     """One forward over a group with its prompt shared, head on the takes. A row of its own is a group of one take."""
-    decoder = 2.0 * costs.decoder_parameters * shape.tokens
-    head = 2.0 * costs.embedding_parameters * sum(shape.takes)
+    decoder = 2.0 * costs.decoder_parameters * shape.num_tokens
+    head = 2.0 * costs.embedding_parameters * sum(shape.take_lengths)
     return Work(decoder + head, 4.0 * costs.layers * costs.attention_width * attended_pairs(shape))
 
 
-def backward_work(costs: ModelCosts, shape: GroupShape, *, weights_train: bool) -> Work:
+def backward_work(costs: ModelCosts, shape: PackedGroup, *, weights_train: bool) -> Work:
     """Backward of `forward_work`; frozen weights (adapters train) need the gradient of the input alone."""
     forward = forward_work(costs, shape)
     return Work(forward.linear * (2.0 if weights_train else 1.0), forward.attention * BACKWARD_OF_ATTENTION)
 
 
-def group_work(costs: ModelCosts, shape: GroupShape, *, shared: bool) -> Work:
+def group_work(costs: ModelCosts, shape: PackedGroup, *, shared: bool) -> Work:
     """One forward over all takes of a group."""
     if shared:
         return forward_work(costs, shape)
-    return sum((forward_work(costs, row) for row in shape.rows()), Work())
+    return sum((forward_work(costs, row) for row in rows_of(shape)), Work())
 
 
-def token_ratio(shape: GroupShape) -> float:
+def token_ratio(shape: PackedGroup) -> float:
     """rho: tokens of one row per take over tokens with the prompt shared, G (P + R) / (P + GR)."""
-    return sum(row.tokens for row in shape.rows()) / shape.tokens
+    return sum(row.num_tokens for row in rows_of(shape)) / shape.num_tokens
 
 
-def flop_ratio(costs: ModelCosts, shape: GroupShape) -> float:
+def flop_ratio(costs: ModelCosts, shape: PackedGroup) -> float:
     """Operations of one row per take over those with the prompt shared: what sharing can gain at most."""
     return group_work(costs, shape, shared=False).flops / group_work(costs, shape, shared=True).flops
 
 
-def decode_work(costs: ModelCosts, shape: GroupShape) -> Work:
+def decode_work(costs: ModelCosts, shape: PackedGroup) -> Work:
     """Sampling the takes token by token behind a prefilled prompt: the same products as their forward, the prompt's own left out."""
-    return forward_work(costs, shape) + forward_work(costs, GroupShape(shape.prompt, ())) * -1.0
+    return forward_work(costs, shape) + forward_work(costs, PackedGroup(shape.prompt_length, ())) * -1.0
 
 
 def num_video_tokens(costs: ModelCosts, num_frames: int, height: int, width: int) -> int:

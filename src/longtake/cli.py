@@ -43,6 +43,8 @@ class Command:
     """The field that a bare argument sets; None: a bare argument is the configuration file."""
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Short forms of options."""
+    many_processes: bool = False
+    """Whether a launcher (torchrun) may start several of it."""
 
     @property
     def summary(self) -> str:
@@ -58,6 +60,7 @@ COMMANDS = (
     Command("sft", configs.SftConfig, "longtake.stages.sft", None, MODEL_ALIAS),
     Command("rl", configs.RlConfig, "longtake.stages.rl", None, MODEL_ALIAS),
     Command("evaluate", configs.EvaluateConfig, "longtake.stages.evaluate", None, MODEL_ALIAS),
+    Command("encode", configs.EncodeConfig, "longtake.stages.encode", None, MODEL_ALIAS, many_processes=True),
     Command("export", configs.ExportConfig, "longtake.stages.export", "run"),
     Command("report", configs.ReportConfig, "longtake.stages.report", "run"),
     Command("bench decode", configs.BenchDecodeConfig, "longtake.stages.bench", None, {"json": "as_json"}),
@@ -201,10 +204,10 @@ def set_bare(command: Command, parsed: Arguments, bare: list[str]) -> None:
 
 def run_stage(command: Command, config: Section) -> None:
     """Import the stage and run it. Raises ConfigError when a launcher started several processes."""
-    if world_size() > 1:
+    if world_size() > 1 and not command.many_processes:
         raise ConfigError(
             f"WORLD_SIZE = {world_size()}: a launcher started several processes",
-            rule="a stage runs in one process in this version",
+            rule=f"longtake {command.name} runs in one process in this version",
             remedy="start longtake without torchrun",
         )
     # The one late import of the package: a stage brings torch and transformers, seconds that --help and a typing error must not cost.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -197,6 +197,48 @@ class EvaluateConfig(Section):
     def _check(self) -> Self:
         if any(frames < 2 for frames in self.frames):
             raise broken(f"frames = {list(self.frames)}", "each must be at least 2 (one temporal patch)", "correct the numbers")
+        return self
+
+
+class EncodeConfig(Section):
+    """`longtake encode`: fill the cache of embeddings ahead of a run, from the configuration file of that run."""
+
+    model: ModelConfig = ModelConfig()
+    """The weights whose vision tower encodes."""
+    video: VideoConfig = VideoConfig()
+    """How videos become frames and tokens."""
+    cache: CacheConfig = CacheConfig()
+    """The folder to fill."""
+    data: DataConfig
+    """The rows whose videos are encoded."""
+    validation: ValidationConfig | None = None
+    """Validation rows of the run: their videos too."""
+    frames: tuple[int, ...] = ()
+    """Numbers of frames of an evaluation; empty: only video.max_frames."""
+    num_shards: int = Field(default=1, ge=1)
+    """Machines that share the work over one folder; each process of a torchrun takes a part of its machine's shard."""
+    shard: int = Field(default=0, ge=0)
+    """Which of them this is, counted from 0."""
+    num_threads: int | None = Field(default=None, ge=1)
+    """CPU threads; None: torch's default."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_the_run(cls, values: Any) -> Any:
+        """What only the run itself needs stands in its file too. A name that no run knows stays, and is refused."""
+        others = {name for kind in (SftConfig, RlConfig, EvaluateConfig) for name in kind.model_fields} - set(cls.model_fields)
+        return {name: value for name, value in values.items() if name not in others} if isinstance(values, dict) else values
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.shard >= self.num_shards:
+            raise broken(f"shard = {self.shard}, num_shards = {self.num_shards}", "shards are counted from 0", "lower shard")
+        if self.cache.folder is None:
+            raise broken("cache.folder is not set", "embeddings are written into a folder", "set cache.folder, for the run too")
+        if self.model.train_vision:
+            raise broken("model.train_vision = true", "a trained tower's embeddings change with every update", "start the run as it is")
+        if not self.data.with_video:
+            raise broken("data.with_video = false", "a blind run has no videos", "start the run as it is")
         return self
 
 

@@ -63,6 +63,11 @@ class EmbeddingCache:
         self._counts["misses"] += tokens is None
         return tokens
 
+    def holds(self, request: str) -> bool:
+        """Whether the folder has the tokens of this request, going by its index and the file's header. Counts nothing."""
+        answer = self._folder.answer(request) if self._folder is not None else None
+        return answer is not None and self._folder is not None and self._folder.holds(answer.tokens)
+
     def put(self, request: str, tokens: VideoTokens, answer: Answer, tower: str | None = None) -> VideoTokens:
         """Keep the tokens where there is room; returns the copy to use from now on, which is the shared one if there is a folder.
 

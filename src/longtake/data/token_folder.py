@@ -75,6 +75,14 @@ class TokenFolder:
         self._verified[digest] = stamp
         return tokens
 
+    def holds(self, digest: str) -> bool:
+        """Whether there is a whole file of these tokens, its bytes not checked."""
+        try:
+            read_tokens(self._token_path(digest), digest, verify=False)
+        except (OSError, DamagedFileError):
+            return False
+        return True
+
     def write(self, tokens: VideoTokens) -> bool:
         """Keep the tokens. False when the folder is full or cannot be written."""
         path = self._token_path(tokens.digest)

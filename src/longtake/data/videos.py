@@ -45,8 +45,7 @@ class VideoSource:
         """
         if gradients:
             return self._encode(self._load(ref), gradients=True)
-        tower = self._tower()
-        request = digest_of("video request 1", ref.digest, self._frames_settings, self._model.encoder_digest(self._config.encode_groups))
+        tower, request = self._tower(), self._request(ref)
         found = self.cache.find(request)
         if found is not None:
             self._note(ref, found[1])
@@ -60,12 +59,19 @@ class VideoSource:
             return tokens
         return self.cache.put(request, self._encode(frames), answer, tower)
 
+    def is_stored(self, ref: VideoRef) -> bool:
+        """Whether the cache's folder has the tokens of this video already."""
+        return self.cache.holds(self._request(ref))
+
     def metrics(self) -> dict[str, float]:
         """Counts since the start, and how far real frame times were from the equal spacing the family assumes; with the cache's own."""
         names = ("decoded", "encoded", "failed", "reduced", "frames_decoded")
         counts = {f"video/{name}": float(self._counts[name]) for name in names}
         groups = {"encode/groups": float(self._model.groups_encoded)}
         return counts | groups | {"video/max_time_deviation_s": self._max_deviation_s} | self.cache.metrics()
+
+    def _request(self, ref: VideoRef) -> str:
+        return digest_of("video request 1", ref.digest, self._frames_settings, self._model.encoder_digest(self._config.encode_groups))
 
     def _encode(self, frames: Frames, *, gradients: bool = False) -> VideoTokens:
         with self._phases("encode"):

@@ -14,32 +14,50 @@ from longtake.types import PackedGroup
 
 
 def computed(groups, ring: int) -> torch.Tensor:
-    """int64 [T, T], how often the pieces of all ranks compute each pair."""
+    """int64 [T, T], how often all ranks together compute each pair."""
     shards = shard(groups, ring, 1)
     count = torch.zeros(shards.num_tokens, shards.num_tokens, dtype=torch.int64)
-    plans = [ring_plan(shards, rank) for rank in range(ring)]
     held = [shards.ring_tokens(rank) for rank in range(ring)]
-    buffers = [torch.cat([held[rank][prompt] for prompt in plans[rank].prompts]) for rank in range(ring)]
-    for rank, plan in enumerate(plans):
-        assert [len(buffer) for buffer in buffers] == list(plan.num_passing)
-        for run in plan.runs:
-            own = held[rank][run.tokens]
-            assert len(own) == run.length > 0
-            count[own[:, None], own[None, :]] += torch.ones(len(own), len(own), dtype=torch.int64).tril()
-        for source, pieces in enumerate(plan.pieces):
-            for piece in pieces:
-                queries, keys = held[rank][piece.queries], buffers[source][piece.keys]
-                assert len(queries) and len(keys)
-                count[queries[:, None], keys[None, :]] += 1
+    count_plans([ring_plan(shards, rank) for rank in range(ring)], held, held, count)
     return count
 
 
-@given(
-    st.lists(st.builds(PackedGroup, st.integers(1, 14), st.lists(st.integers(0, 4), max_size=4).map(tuple)), min_size=1, max_size=3),
-    st.sampled_from([1, 2, 3, 4]),
-)
+def count_plans(plans, held, held_prompts, count) -> None:
+    """Add to `count` [T, T]; `held` and `held_prompts`: of each rank, the tokens it has queries of, and those it has passing keys of."""
+    buffers = [torch.cat([own[prompt] for prompt in plan.prompts]) for plan, own in zip(plans, held_prompts, strict=True)]
+    for plan, own in zip(plans, held, strict=True):
+        assert [len(buffer) for buffer in buffers] == list(plan.num_passing)
+        for run in plan.runs:
+            tokens = own[run.tokens]
+            assert len(tokens) == run.length > 0
+            count[tokens[:, None], tokens[None, :]] += torch.ones(len(tokens), len(tokens), dtype=torch.int64).tril()
+        for source, pieces in enumerate(plan.pieces):
+            for piece in pieces:
+                queries, keys = own[piece.queries], buffers[source][piece.keys]
+                assert len(queries) and len(keys)
+                count[queries[:, None], keys[None, :]] += 1
+
+
+GROUPS = st.builds(PackedGroup, st.integers(1, 14), st.lists(st.integers(0, 4), max_size=4).map(tuple))
+RINGS = st.sampled_from([1, 2, 3, 4])
+
+
+@given(st.lists(GROUPS, min_size=1, max_size=3), RINGS)
 def test_every_visible_pair_is_computed_once(groups, ring):
     assert torch.equal(computed(groups, ring), visible(groups).long())
+
+
+@given(GROUPS, RINGS)
+def test_takes_alone_read_a_prompt_that_went_before(group, ring):
+    """The prompt first, spread by itself, then its takes: together every pair once."""
+    prompt, takes = shard([PackedGroup(group.prompt_length, ())], ring, 1), shard([group], ring, 1, takes_alone=True)
+    assert takes.num_tokens == group.num_take_tokens
+    held_prompts = [prompt.ring_tokens(rank) for rank in range(ring)]
+    held = [takes.ring_tokens(rank) + group.prompt_length for rank in range(ring)]
+    count = torch.zeros(group.num_tokens, group.num_tokens, dtype=torch.int64)
+    count_plans([ring_plan(prompt, rank) for rank in range(ring)], held_prompts, held_prompts, count)
+    count_plans([ring_plan(takes, rank, prompt) for rank in range(ring)], held, held_prompts, count)
+    assert torch.equal(count, visible([group]).long())
 
 
 def test_pieces_by_hand():

@@ -37,8 +37,14 @@ MESHES = {
 PAIRWISE = {
     "one process": [Case("naive", packed=True, shapes=SHAPES["two_videos"], dtype="float32")],
     "2 data ranks": [Case("shared", packed=False, shapes=SHAPES["several"])],
-    "Ulysses 2": [Case("naive", packed=False, shapes=SHAPES["text"], dtype="float32", checkpointing=True)],
-    "ring 2": [Case("shared", packed=True, shapes=SHAPES["two_videos"], train_vision=True)],
+    "Ulysses 2": [
+        Case("naive", packed=False, shapes=SHAPES["text"], dtype="float32", checkpointing=True),
+        Case("shared", shapes=SHAPES["two_videos"], room=8, checkpointing=True),
+    ],
+    "ring 2": [
+        Case("shared", packed=True, shapes=SHAPES["two_videos"], train_vision=True),
+        Case("shared", shapes=SHAPES["text"], room=1, dtype="float32"),
+    ],
     "Ulysses 4": [
         Case("shared", packed=True, shapes=SHAPES["several"], dtype="float32", train_vision=True),
         Case("naive", packed=False, shapes=SHAPES["empty_takes"]),
@@ -50,6 +56,7 @@ PAIRWISE = {
     "ring 2 x Ulysses 2": [
         Case("shared", packed=True, shapes=SHAPES["empty_takes"], dtype="float32", checkpointing=True),
         Case("naive", packed=True, shapes=SHAPES["two_videos"], train_vision=True),
+        Case("shared", shapes=SHAPES["several"], room=6, checkpointing=True, train_vision=True),
     ],
     "2 data x Ulysses 2": [Case("naive", packed=False, shapes=SHAPES["several"], checkpointing=True)],
     "2 data x ring 2": [Case("shared", packed=False, shapes=SHAPES["several"], dtype="float32", train_vision=True)],
@@ -79,7 +86,9 @@ def test_spread_updates_equal_single_ones(model_folder, mesh):
 def test_the_whole_product(model_folder, mesh):
     product = itertools.product(("shared", "naive"), (True, False), SHAPES.values(), BOUNDS, (True, False), (True, False))
     cases = [Case(*values) for values in product]
-    assert len(cases) == 160
+    split = itertools.product(SHAPES.values(), BOUNDS, (True, False), (True, False), (1, 8))
+    cases += [Case("shared", True, *values) for values in split]
+    assert len(cases) == 160 + 80
     assert_same(model_folder, mesh, cases, timeout_s=2000)
 
 

@@ -10,7 +10,7 @@ Shapes: T tokens of this ring rank, n and k query and KV heads of this rank, H h
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,44 +27,60 @@ from longtake.parallel.sharding import Shards
 
 Context = Any
 """Of an autograd.Function."""
+Layers = Mapping[int, tuple[Tensor, Tensor]]
+"""Keys and values of each layer."""
 _KEYS_TAG, _GRADIENTS_TAG = 1, 2
 
 
 class RingAttention:
     """A strategy (`attention.PackedAttention`): this rank holds the tokens `shards.ring_tokens(axis.rank)` of the packed sequence.
 
-    Every rank of the ring must attend, one without a token too.
+    With `held`, the sequence is takes alone, and `prompt_of_layer` gives this rank's share of the prompts' keys and values [1, k, P', H],
+    laid out by `held`; gradients reach them. Every rank of the ring must attend, one without a token too.
     """
 
-    def __init__(self, shards: Shards, axis: Axis, device: torch.device) -> None:
+    def __init__(self, shards: Shards, axis: Axis, device: torch.device, held: Shards | None = None, prompt_of_layer: Layers | None = None):
         self._axis = axis
-        self._plan = ring_plan(shards, axis.rank)
+        self._plan = ring_plan(shards, axis.rank, held)
         self._runs = tuple(batch_runs(self._plan.runs, device))
+        self._prompt_of_layer = prompt_of_layer
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, *, layer: int, scale: float) -> Tensor:
-        out: Tensor = _Ring.apply(query, key, value, self._plan, self._runs, self._axis, scale)
+        prompt = (key, value) if self._prompt_of_layer is None else self._prompt_of_layer[layer]
+        apart = self._prompt_of_layer is not None
+        out: Tensor = _Ring.apply(query, key, value, *prompt, apart, self._plan, self._runs, self._axis, scale)
         return out
 
 
 class _Ring(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Context, query: Tensor, key: Tensor, value: Tensor, plan: RingPlan, runs: tuple[RunBatch, ...], axis: Axis, scale: float
+        ctx: Context,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        prompt_key: Tensor,
+        prompt_value: Tensor,
+        apart: bool,
+        plan: RingPlan,
+        runs: tuple[RunBatch, ...],
+        axis: Axis,
+        scale: float,
     ) -> Tensor:
-        q, k, v = (_token_major(part) for part in (query, key, value))
+        q, k, v, prompt_k, prompt_v = (_token_major(part) for part in (query, key, value, prompt_key, prompt_value))
         out = q.new_empty(q.shape, dtype=lse_dtype(q.dtype))
         lse = q.new_empty(q.shape[:2], dtype=lse_dtype(q.dtype))
         for batch in runs:
             part_out, part_lse = attention_forward(batch.read(q), batch.read(k), batch.read(v), causal=True, scale=scale)
             batch.write_(out, part_out.to(out.dtype))
             batch.write_(lse, part_lse)
-        for source, passing in _around(_buffer(k, v, plan), plan, axis):
+        for source, passing in _around(_buffer(prompt_k, prompt_v, plan), plan, axis):
             for piece in plan.pieces[source]:
                 more, more_lse = attention_forward(*_of_piece(piece, q, passing), causal=False, scale=scale)
                 merge_(out[piece.queries], lse[piece.queries], _token_major(more), more_lse[0].transpose(0, 1))
         merged = out.to(q.dtype)
-        ctx.save_for_backward(query, key, value, merged, lse)
-        ctx.plan, ctx.runs, ctx.axis, ctx.scale = plan, runs, axis, scale
+        ctx.save_for_backward(query, key, value, prompt_key, prompt_value, merged, lse)
+        ctx.apart, ctx.plan, ctx.runs, ctx.axis, ctx.scale = apart, plan, runs, axis, scale
         return _head_major(merged)
 
     @staticmethod
@@ -72,7 +88,7 @@ class _Ring(torch.autograd.Function):
     def backward(ctx: Context, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         *inputs, out, lse = ctx.saved_tensors
         plan, axis = ctx.plan, ctx.axis
-        q, k, v = (_token_major(part) for part in inputs)
+        q, k, v, prompt_k, prompt_v = (_token_major(part) for part in inputs)
         grad = _token_major(gradients[0])
         whole = _Whole(grad if grad.stride(-1) == 1 else grad.contiguous(), q, out, lse, ctx.scale)
         dq, dk, dv = (part.new_empty(part.shape, dtype=lse.dtype) for part in (q, k, v))
@@ -81,7 +97,7 @@ class _Ring(torch.autograd.Function):
             for total, part in zip((dq, dk, dv), found, strict=True):
                 batch.write_(total, part.to(total.dtype))
         arriving: _Passing | None = None
-        for source, passing in _around(_buffer(k, v, plan), plan, axis):
+        for source, passing in _around(_buffer(prompt_k, prompt_v, plan), plan, axis):
             d_passing = passing.new_zeros(passing.shape, dtype=lse.dtype)
             for piece in plan.pieces[source]:
                 whole.add_piece_(piece, passing, dq, d_passing)
@@ -89,9 +105,11 @@ class _Ring(torch.autograd.Function):
                 d_passing += arriving.wait()
             arriving = _pass_on(d_passing, plan.num_passing[source - 1], axis, _GRADIENTS_TAG)
         assert arriving is not None
-        _add_home_(dk, dv, arriving.wait(), plan)
-        totals = (_head_major(total.to(part.dtype)) for total, part in zip((dq, dk, dv), (q, k, v), strict=True))
-        return *totals, None, None, None, None
+        homes = [part.new_zeros(part.shape, dtype=lse.dtype) for part in (prompt_k, prompt_v)] if ctx.apart else [dk, dv]
+        _add_home_(homes[0], homes[1], arriving.wait(), plan)
+        gradients_apart = [_head_major(home.to(k.dtype)) for home in homes] if ctx.apart else [None, None]
+        own = [_head_major(total.to(q.dtype)) for total in (dq, dk, dv)]
+        return *own, *gradients_apart, None, None, None, None, None
 
 
 @dataclass(frozen=True)

@@ -31,23 +31,25 @@ class RingPlan:
     runs: tuple[Run, ...]
     """Tokens of this rank that attend causally to themselves: the chunks of each prompt together, and each take."""
     prompts: tuple[slice, ...]
-    """Tokens of this rank whose keys and values travel; one after the other they are the rank's buffer."""
+    """Tokens of this rank whose keys and values travel, or all of the held ones; one after the other they are the rank's buffer."""
     num_passing: tuple[int, ...]
     """[ring], length of the buffer of each rank."""
     pieces: tuple[tuple[Piece, ...], ...]
     """[ring], attention to the buffer of each rank, this one's own included."""
 
 
-def ring_plan(shards: Shards, rank: int) -> RingPlan:
-    own = shards.parts[rank]
+def ring_plan(shards: Shards, rank: int, held: Shards | None = None) -> RingPlan:
+    """`held`: where the prompts lie that the takes read, when `shards` holds takes alone."""
+    own, prompts = shards.parts[rank], (held or shards).parts
     starts = list(_starts(part.num_tokens for part in own))
+    prompt_starts = starts if held is None else _starts(part.num_tokens for part in prompts[rank])
     runs = (run for start, part in zip(starts, own, strict=True) for run in _runs(start, part))
     return RingPlan(
         rank=rank,
         runs=tuple(run for run in runs if run.length),
-        prompts=tuple(slice(start, start + part.prompt_length) for start, part in zip(starts, own, strict=True)),
-        num_passing=tuple(sum(part.prompt_length for part in parts) for parts in shards.parts),
-        pieces=tuple(tuple(_pieces(starts, own, parts, rank, source)) for source, parts in enumerate(shards.parts)),
+        prompts=tuple(slice(start, start + part.prompt_length) for start, part in zip(prompt_starts, prompts[rank], strict=True)),
+        num_passing=tuple(sum(part.prompt_length for part in parts) for parts in prompts),
+        pieces=tuple(tuple(_pieces(starts, own, parts, rank, source)) for source, parts in enumerate(prompts)),
     )
 
 

@@ -37,7 +37,7 @@ def sequence_logprobs(
     shards = shard(packed.groups, mesh.ring.size, mesh.ulysses.size)
     here = tokens_here(packed, shards.tokens[mesh.sequence.rank], model.pad_id)
     attention = sequence_attention(shards, mesh, packed.token_ids.device)
-    hidden = packed_hidden(model, _embed(model, here), here.position_ids, attention)
+    hidden = packed_hidden(model, embed_here(model, here), here.position_ids, attention)
     rows = scored_rows(packed, shards.locations, mesh.sequence)
     return score_rows(model, hidden[0], rows, packed, temperature, chunk_rows, mesh.sequence)
 
@@ -72,7 +72,7 @@ def tokens_here(packed: PackedGroups, tokens: Tensor, pad_id: int) -> TokensHere
     )
 
 
-def _embed(model: Model, here: TokensHere) -> Tensor:
+def embed_here(model: Model, here: TokensHere) -> Tensor:
     """[1, L, D]."""
     embeds = model.embed(here.token_ids, here.videos)
     if torch.is_grad_enabled() and model.train_vision and not embeds.requires_grad:
@@ -120,16 +120,17 @@ def score_rows(
     return logprobs, entropies.detach()
 
 
-def idle_groups(model: Model, num_axes: int) -> PackedGroups:
+def idle_groups(model: Model) -> PackedGroups:
     """A sequence of one token and no takes, for ranks that have no work while others do: every rank must run the model equally often.
 
     `sequence_logprobs(...)[0].sum()` of it is 0 and has a gradient, which is 0 everywhere.
     """
     none = torch.zeros(0, 1, dtype=torch.int64, device=model.device)
+    position_ids, _ = model.position_ids([model.pad_id], [], [])
     return PackedGroups(
         groups=(PackedGroup(1, ()),),
         token_ids=torch.full((1,), model.pad_id, device=model.device),
-        position_ids=torch.zeros(num_axes, 1, dtype=torch.int64, device=model.device),
+        position_ids=position_ids.to(model.device),
         videos=(),
         target_ids=none,
         response_mask=none.bool(),

@@ -52,6 +52,8 @@ class Shards:
     ulysses: int
     parts: tuple[tuple[GroupPart, ...], ...]
     """[ring rank][group]."""
+    takes_alone: bool = False
+    """The prompts are not in the sequence: they went forward before and are held."""
 
     @property
     def num_ranks(self) -> int:
@@ -60,7 +62,10 @@ class Shards:
     @property
     def num_tokens(self) -> int:
         """T."""
-        return sum(group.num_tokens for group in self.groups)
+        return sum(self._num_prompt_tokens(group) + group.num_take_tokens for group in self.groups)
+
+    def _num_prompt_tokens(self, group: PackedGroup) -> int:
+        return 0 if self.takes_alone else group.prompt_length
 
     def ring_length(self, ring_rank: int) -> int:
         """Tokens of a ring rank, padding not counted."""
@@ -78,7 +83,7 @@ class Shards:
         start = 0
         for group, part in zip(self.groups, self.parts[ring_rank], strict=True):
             yield from (range(start + chunk.start, start + chunk.stop) for chunk in part.chunks)
-            start += group.prompt_length
+            start += self._num_prompt_tokens(group)
             for take, length in enumerate(group.take_lengths):
                 if take in part.takes:
                     yield range(start, start + length)
@@ -105,21 +110,31 @@ class Shards:
         return ranks, slots
 
 
-def shard(groups: Sequence[PackedGroup], ring: int, ulysses: int) -> Shards:
-    """Raises ValueError for no group at all, or degrees below 1."""
+def shard(groups: Sequence[PackedGroup], ring: int, ulysses: int, *, takes_alone: bool = False) -> Shards:
+    """`takes_alone`: the packed sequence holds the takes of `groups` without their prompts.
+
+    Raises ValueError for no group at all, or degrees below 1.
+    """
     if not groups or ring < 1 or ulysses < 1:
         raise ValueError(f"need at least one group and degrees of at least 1; got {len(groups)} groups, ring {ring} x Ulysses {ulysses}")
-    ring_of_take = _balanced_takes(groups, ring)
+    lengths = [0 if takes_alone else group.prompt_length for group in groups]
+    chunks = [[_zigzag(length, ring, ring_rank) for length in lengths] for ring_rank in range(ring)]
+    load = [sum(len(early) + len(late) for early, late in own) for own in chunks]
+    ring_of_take = _balanced_takes(groups, load)
     parts = tuple(
-        tuple(_part(group, ring, ring_rank, ring_of_take[index]) for index, group in enumerate(groups)) for ring_rank in range(ring)
+        tuple(_part(group, own, owners, ring_rank) for group, own, owners in zip(groups, chunks[ring_rank], ring_of_take, strict=True))
+        for ring_rank in range(ring)
     )
-    return Shards(tuple(groups), ring, ulysses, parts)
+    return Shards(tuple(groups), ring, ulysses, parts, takes_alone)
 
 
-def _part(group: PackedGroup, ring: int, ring_rank: int, ring_of_take: Sequence[int]) -> GroupPart:
+def _part(group: PackedGroup, chunks: tuple[range, range], ring_of_take: Sequence[int], ring_rank: int) -> GroupPart:
     takes = tuple(take for take, owner in enumerate(ring_of_take) if owner == ring_rank)
-    early, late = (prompt_chunk(group.prompt_length, ring, chunk) for chunk in (ring_rank, 2 * ring - 1 - ring_rank))
-    return GroupPart((early, late), takes, tuple(group.take_lengths[take] for take in takes))
+    return GroupPart(chunks, takes, tuple(group.take_lengths[take] for take in takes))
+
+
+def _zigzag(prompt_length: int, ring: int, ring_rank: int) -> tuple[range, range]:
+    return prompt_chunk(prompt_length, ring, ring_rank), prompt_chunk(prompt_length, ring, 2 * ring - 1 - ring_rank)
 
 
 def prompt_chunk(prompt_length: int, ring: int, chunk: int) -> range:
@@ -131,15 +146,15 @@ def prompt_chunk(prompt_length: int, ring: int, chunk: int) -> range:
     return range(chunk * prompt_length // (2 * ring), (chunk + 1) * prompt_length // (2 * ring))
 
 
-def _balanced_takes(groups: Sequence[PackedGroup], ring: int) -> list[list[int]]:
-    """[group][take] -> ring rank."""
-    load = [sum(len(prompt_chunk(g.prompt_length, ring, c)) for g in groups for c in (i, 2 * ring - 1 - i)) for i in range(ring)]
+def _balanced_takes(groups: Sequence[PackedGroup], load: Sequence[int]) -> list[list[int]]:
+    """[group][take] -> ring rank; `load`: tokens that each rank holds already."""
+    held = list(load)
     owner = [[0] * len(group.take_lengths) for group in groups]
     takes = [(length, index, take) for index, group in enumerate(groups) for take, length in enumerate(group.take_lengths)]
     for length, index, take in sorted(takes, key=lambda entry: -entry[0]):
-        lightest = load.index(min(load))
+        lightest = held.index(min(held))
         owner[index][take] = lightest
-        load[lightest] += length
+        held[lightest] += length
     return owner
 
 

@@ -67,10 +67,15 @@ class HeldPrompt:
                 leaf.grad = None
 
     def backward(self) -> None:
-        """The prompt's backward, from the sums of all chunks. Once, at the end."""
-        found = [(part, sum_) for part, sum_ in zip(self._computed, self._gradients, strict=True) if sum_ is not None]
-        if found:
-            torch.autograd.backward([part for part, _ in found], [sum_.to(part.dtype) for part, sum_ in found])
+        """The prompt's backward, from the sums of all chunks. Once, at the end.
+
+        A part of which no chunk on this rank asked anything gets 0: where the prompt is spread over ranks, all go back the same way.
+        """
+        if all(sum_ is None for sum_ in self._gradients):
+            return
+        found = [(part, sum_) for part, sum_ in zip(self._computed, self._gradients, strict=True) if part.requires_grad]
+        sums = [torch.zeros_like(part) if sum_ is None else sum_.to(part.dtype) for part, sum_ in found]
+        torch.autograd.backward([part for part, _ in found], sums)
 
 
 def hold_prompt(model: Model, embeds: Tensor, position_ids: Tensor) -> HeldPrompt:

@@ -5,9 +5,11 @@ Everything here runs inside the processes of `testing.processes.run_processes`.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -21,11 +23,11 @@ from longtake.parallel.collectives import sum_over_ranks
 from longtake.parallel.gradients import sum_gradients
 from longtake.parallel.mesh import SequenceMesh, World, start_world
 from longtake.parallel.packed import pack_groups, pack_rows
-from longtake.parallel.sequence import idle_groups, sequence_logprobs
 from longtake.testing.models import SIZES, norm_in_own_dtype, random_tiny
 from longtake.testing.packed import RandomGroups, Shape, gradients, random_groups, row_by_row, worst_relative
+from longtake.training.packed_policy import Learn, ScoredTakes, idle_pass, packed_logprobs, score_groups
 from longtake.training.trainable import choose_trainable, training_mode
-from longtake.types import PackedGroups, Prompt
+from longtake.types import Prompt
 
 GROUPED = replace(SIZES, hidden=128, layers=3, heads=4, kv_heads=2)
 """Four query heads on two KV heads: fewer than ranks where Ulysses is 4."""
@@ -38,6 +40,7 @@ SHAPES: dict[str, tuple[Shape, ...]] = {
     "tiny": ((2, (), (1,)),),  # fewer tokens than chunks of a ring of four: some ranks hold nothing
 }
 Layout = Literal["shared", "naive"]
+TEMPERATURE = 0.9
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class Case:
     checkpointing: bool = False
     train_vision: bool = False
     """Gradients of the videos' embeddings too, as a tower that trains would want them."""
+    room: int | None = None
+    """Tokens of takes in a chunk: every group goes by itself, its prompt once, its takes in such chunks."""
     seed: int = 0
     ring: int = 1
     ulysses: int = 1
@@ -95,44 +100,68 @@ def model_of(folder: Path, case: Case) -> tuple[Qwen2_5VL, AbstractContextManage
     return model, norm_in_own_dtype(model) if case.dtype == "float64" else nullcontext()
 
 
-def sequences(model: Qwen2_5VL, groups: RandomGroups, case: Case) -> list[tuple[PackedGroups, list[int]]]:
-    """Packed sequences and the numbers of their takes."""
-    shared = [(prompt, takes) for prompt, takes in zip(groups.prompts, groups.responses, strict=True)]
+def passes(model: Qwen2_5VL, groups: RandomGroups, case: Case, mesh: SequenceMesh) -> list[Callable[[Learn], None]]:
+    """Each scores some of the takes, all together each take once."""
+    shared = list(zip(groups.prompts, groups.responses, strict=True))
     units = shared if case.layout == "shared" else [(prompt, [take]) for prompt, takes in shared for take in takes]
-    first = [sum(len(takes) for _, takes in units[:index]) for index in range(len(units))]
-    numbers = [list(range(start, start + len(takes))) for start, (_, takes) in zip(first, units, strict=True)]
-    parts = [list(range(len(units)))] if case.packed else [[index] for index in range(len(units))]
-    return [(_packed(model, [units[index] for index in part], case), [n for index in part for n in numbers[index]]) for part in parts]
+    ends = list(itertools.accumulate(len(takes) for _, takes in units))
+    numbers = [tuple(range(end - len(takes), end)) for end, (_, takes) in zip(ends, units, strict=True)]
+    if case.room is not None:
+        return [
+            partial(_split_pass, model, prompt, takes, own, case.room, mesh) for (prompt, takes), own in zip(units, numbers, strict=True)
+        ]
+    parts = [units] if case.packed else [[unit] for unit in units]
+    takes_of_parts = [sum(numbers, ())] if case.packed else numbers
+    return [partial(_packed_pass, model, part, own, case, mesh) for part, own in zip(parts, takes_of_parts, strict=True)]
 
 
-def _packed(model: Qwen2_5VL, units: list[tuple[Prompt, list[Tensor]]], case: Case) -> PackedGroups:
+def _packed_pass(
+    model: Qwen2_5VL, units: list[tuple[Prompt, list[Tensor]]], takes: tuple[int, ...], case: Case, mesh: SequenceMesh, learn: Learn
+) -> None:
     prompts = [prompt for prompt, _ in units]
     if case.layout == "naive":
-        return pack_rows(prompts, [takes[0] for _, takes in units], model.device)
-    return pack_groups(prompts, [takes for _, takes in units], model.device)
+        packed = pack_rows(prompts, [own[0] for _, own in units], model.device)
+    else:
+        packed = pack_groups(prompts, [own for _, own in units], model.device)
+    logprobs, entropy = packed_logprobs(model, packed, TEMPERATURE, mesh=mesh, chunk_rows=7)
+    loss = learn(ScoredTakes(takes, logprobs, entropy, packed.response_mask))
+    assert loss is not None
+    loss.backward()
+
+
+def _split_pass(
+    model: Qwen2_5VL, prompt: Prompt, takes: list[Tensor], numbers: tuple[int, ...], room: int, mesh: SequenceMesh, learn: Learn
+) -> None:
+    def renumbered(part: ScoredTakes) -> Tensor | None:
+        return learn(replace(part, takes=tuple(numbers[take] for take in part.takes)))
+
+    score_groups(model, [prompt], [takes], TEMPERATURE, renumbered, max_tokens=len(prompt.token_ids) + room, mesh=mesh)
 
 
 def spread_update(model: Qwen2_5VL, groups: RandomGroups, case: Case, world: World) -> Update:
-    """Sequences are dealt to the data ranks; one that has fewer than another makes idle passes."""
+    """Passes are dealt to the data ranks; one that has fewer than another is idle in its place."""
     mesh = world.sequence_mesh(case.ring, case.ulysses)
-    dealt = sequences(model, groups, case)
-    rounds = -(-len(dealt) // mesh.num_data)
-    own: list[tuple[PackedGroups, list[int]]] = dealt[mesh.data_rank :: mesh.num_data]
-    own += [(idle_groups(model, 3), [])] * (rounds - len(own))
-    num_tokens = sum_over_ranks([sum(int(packed.response_mask.sum()) for packed, _ in own)], world.axis)[0] / mesh.sequence.size
-    logprobs, entropy = torch.zeros_like(groups.weights), torch.zeros_like(groups.weights)
-    loss = 0.0
     videos = leaves(groups) if case.train_vision else {}
+    dealt = passes(model, groups, case, mesh)
+    mine = dealt[mesh.data_rank :: mesh.num_data]
+    num_idle = -(-len(dealt) // mesh.num_data) - len(mine)
+    logprobs, entropy, losses = torch.zeros_like(groups.weights), torch.zeros_like(groups.weights), [0.0]
+    num_tokens = sum(len(take) for takes in groups.responses for take in takes)
+
+    def learn(part: ScoredTakes) -> Tensor:
+        takes, width = list(part.takes), part.logprobs.shape[1]
+        logprobs[takes, :width], entropy[takes, :width] = part.logprobs.detach(), part.entropy
+        loss = (part.logprobs * groups.weights[takes, :width]).sum() / num_tokens
+        losses.append(float(loss.detach()))
+        return loss
+
     with training_mode(model):
-        for packed, takes in own:
-            found, found_entropy = sequence_logprobs(model, packed, mesh, 0.9, chunk_rows=7)
-            width = found.shape[1]
-            share = (found * groups.weights[takes, :width]).sum() / num_tokens
-            share.backward()
-            loss += float(share.detach())
-            logprobs[takes, :width], entropy[takes, :width] = found.detach(), found_entropy
+        for one in mine:
+            one(learn)
+        for _ in range(num_idle):
+            idle_pass(model, mesh)
     sum_gradients([*model.hf.parameters(), *videos.values()], world.axis)
-    return collected(model, logprobs, entropy, loss, videos, mesh)
+    return collected(model, logprobs, entropy, sum(losses), videos, mesh)
 
 
 def collected(
@@ -159,7 +188,7 @@ def leaves(groups: RandomGroups) -> dict[str, torch.nn.Parameter]:
 def single_update(model: Qwen2_5VL, groups: RandomGroups, case: Case) -> Update:
     """The reference: one process, one padded row per take, the model's own attention."""
     videos = leaves(groups) if case.train_vision else {}
-    logprobs, entropy = row_by_row(model, groups, 0.9)
+    logprobs, entropy = row_by_row(model, groups, TEMPERATURE)
     loss = (logprobs * groups.weights).sum() / sum(len(take) for takes in groups.responses for take in takes)
     loss.backward()
     found = gradients(model) | {name: leaf.grad for name, leaf in videos.items() if leaf.grad is not None}

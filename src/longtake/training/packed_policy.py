@@ -8,12 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from longtake.algorithms.logprobs import chunked_token_logprobs, scoring_temperature
 from longtake.models.family import Model
-from longtake.parallel.attention import LocalAttention, PackedAttention, packed_hidden
+from longtake.parallel.attention import LocalAttention, packed_hidden
+from longtake.parallel.mesh import SequenceMesh
 from longtake.parallel.packed import pack_groups
+from longtake.parallel.sequence import idle_groups, sequence_logprobs
+from longtake.parallel.sequence_split import hold_spread_prompt, spread_chunk_logprobs
 from longtake.parallel.split import HeldPrompt, chunk_hidden, hold_prompt, split_takes
 from longtake.training.policy import CHUNK_ROWS
 from longtake.types import PackedGroups, Prompt
@@ -38,14 +42,16 @@ Learn = Callable[[ScoredTakes], Tensor | None]
 
 
 def packed_logprobs(
-    model: Model, packed: PackedGroups, temperature: float, *, attention: PackedAttention | None = None, chunk_rows: int = CHUNK_ROWS
+    model: Model, packed: PackedGroups, temperature: float, *, mesh: SequenceMesh | None = None, chunk_rows: int = CHUNK_ROWS
 ) -> tuple[Tensor, Tensor]:
     """Log-probs [M, R] of the takes' tokens with gradient, and entropies [M, R] without; the values of `policy.take_logprobs`.
 
-    `attention` defaults to the whole sequence in this process. The head sees the hidden states that predict take tokens only, a chunk at a
-    time. Raises as `attention.packed_hidden`.
+    With a `mesh` the sequence is spread over its sequence axis, all of whose ranks must call this: see parallel.sequence. The head sees the
+    hidden states that predict take tokens only, a chunk at a time. Raises as `attention.packed_hidden` and `sequence_logprobs`.
     """
-    local = attention or LocalAttention(packed.groups, packed.token_ids.device)
+    if mesh is not None and mesh.sequence.size > 1:
+        return sequence_logprobs(model, packed, mesh, temperature, chunk_rows=chunk_rows)
+    local = LocalAttention(packed.groups, packed.token_ids.device)
     hidden = packed_hidden(model, model.embed(packed.token_ids[None], packed.videos), packed.position_ids, local)
     return score_hidden(model, hidden[0], packed, temperature, chunk_rows)
 
@@ -75,40 +81,78 @@ def score_groups(
     learn: Learn,
     *,
     max_tokens: int | None = None,
+    mesh: SequenceMesh | None = None,
 ) -> None:
     """Score `responses[i]`, int64 [R] each, behind `prompts[i]` and add the gradient of the losses that `learn` returns.
 
     A single group of more than `max_tokens` tokens is split: its prompt goes forward once and backward once, its takes in chunks, each
-    shown to `learn` and differentiated by itself. Several groups always go together. Raises ValueError as `pack_groups`.
+    shown to `learn` and differentiated by itself. Several groups always go together. With a `mesh`, all ranks of its sequence axis call
+    this with the same groups; `learn` sees the same on each and must answer the same, and the gradients of all ranks add up
+    (parallel.gradients). Raises ValueError as `pack_groups`.
     """
     if max_tokens is not None and len(prompts) == 1 and _too_large(prompts[0], responses[0], max_tokens):
-        split_group(model, prompts[0], responses[0], temperature, learn, max_tokens=max_tokens)
+        split_group(model, prompts[0], responses[0], temperature, learn, max_tokens=max_tokens, mesh=mesh)
         return
     packed = pack_groups(prompts, responses, model.device)
-    logprobs, entropy = packed_logprobs(model, packed, temperature)
+    logprobs, entropy = packed_logprobs(model, packed, temperature, mesh=mesh)
     _backward(learn(ScoredTakes(tuple(range(len(logprobs))), logprobs, entropy, packed.response_mask)))
 
 
-def split_group(model: Model, prompt: Prompt, responses: Sequence[Tensor], temperature: float, learn: Learn, *, max_tokens: int) -> None:
+def idle_pass(model: Model, mesh: SequenceMesh | None = None) -> None:
+    """Forward and backward of one token with weight 0: for a data rank without groups in a round in which others have some."""
+    packed_logprobs(model, idle_groups(model), 1.0, mesh=mesh)[0].sum().backward()
+
+
+def split_group(
+    model: Model,
+    prompt: Prompt,
+    responses: Sequence[Tensor],
+    temperature: float,
+    learn: Learn,
+    *,
+    max_tokens: int,
+    mesh: SequenceMesh | None = None,
+) -> None:
     """As `score_groups` for one group, in chunks of takes: `max_tokens` with the prompt counted in, one take at least."""
-    videos = [(0, span.start, span.tokens) for span in prompt.spans]
-    held = hold_prompt(model, model.embed(prompt.token_ids[None].to(model.device), videos), prompt.position_ids.to(model.device))
+    source = _SpreadSource(model, prompt, mesh) if mesh is not None and mesh.sequence.size > 1 else _LocalSource(model, prompt)
     for chunk in split_takes([len(take) for take in responses], max_tokens - len(prompt.token_ids)):
-        logprobs, entropy, mask = _chunk_logprobs(model, held, prompt, [responses[index] for index in chunk], temperature)
-        _backward(learn(ScoredTakes(tuple(chunk), logprobs, entropy, mask)))
-        held.collect()
-    held.backward()
+        packed = _behind_last(prompt, [responses[index] for index in chunk], model.device)
+        logprobs, entropy = source.logprobs(packed, temperature)
+        _backward(learn(ScoredTakes(tuple(chunk), logprobs, entropy, packed.response_mask)))
+        source.held.collect()
+    source.held.backward()
 
 
-def _chunk_logprobs(
-    model: Model, held: HeldPrompt, prompt: Prompt, responses: Sequence[Tensor], temperature: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    # Packed behind the prompt's last token alone, whose hidden state is held; that token itself does not go through the model again.
+class _LocalSource:
+    """A prompt held in this process."""
+
+    def __init__(self, model: Model, prompt: Prompt) -> None:
+        videos = [(0, span.start, span.tokens) for span in prompt.spans]
+        embeds = model.embed(prompt.token_ids[None].to(model.device), videos)
+        self._model, self.held = model, hold_prompt(model, embeds, prompt.position_ids.to(model.device))
+
+    def logprobs(self, packed: PackedGroups, temperature: float) -> tuple[Tensor, Tensor]:
+        embeds = self._model.embed(packed.token_ids[None, 1:], ())
+        hidden = chunk_hidden(self._model, self.held, embeds, packed.position_ids[:, 1:], packed.groups[0].take_lengths)
+        return score_hidden(self._model, hidden, packed, temperature)
+
+
+class _SpreadSource:
+    """A prompt spread over the ranks of a sequence axis."""
+
+    def __init__(self, model: Model, prompt: Prompt, mesh: SequenceMesh) -> None:
+        self._model, self._mesh = model, mesh
+        self._prompt = hold_spread_prompt(model, pack_groups([prompt], [[]], model.device), mesh)
+        self.held: HeldPrompt = self._prompt.held
+
+    def logprobs(self, packed: PackedGroups, temperature: float) -> tuple[Tensor, Tensor]:
+        return spread_chunk_logprobs(self._model, self._prompt, packed, self._mesh, temperature, chunk_rows=CHUNK_ROWS)
+
+
+def _behind_last(prompt: Prompt, responses: Sequence[Tensor], device: torch.device) -> PackedGroups:
+    """Takes packed behind the prompt's last token alone, whose hidden state is held; that token does not go through the model again."""
     last = replace(prompt, token_ids=prompt.token_ids[-1:], position_ids=prompt.position_ids[:, -1:], spans=())
-    packed = pack_groups([last], [responses], model.device)
-    embeds = model.embed(packed.token_ids[None, 1:], ())
-    hidden = chunk_hidden(model, held, embeds, packed.position_ids[:, 1:], packed.groups[0].take_lengths)
-    return *score_hidden(model, hidden, packed, temperature), packed.response_mask
+    return pack_groups([last], [responses], device)
 
 
 def _too_large(prompt: Prompt, responses: Sequence[Tensor], max_tokens: int) -> bool:

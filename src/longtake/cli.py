@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from longtake import __version__
+from longtake.config import benches
 from longtake.config import stages as configs
 from longtake.config.describe import FieldDoc, default_text, list_fields
 from longtake.config.env import wants_traceback, world_size
@@ -64,6 +65,7 @@ COMMANDS = (
     Command("export", configs.ExportConfig, "longtake.stages.export", "run"),
     Command("report", configs.ReportConfig, "longtake.stages.report", "run"),
     Command("bench decode", configs.BenchDecodeConfig, "longtake.stages.bench", None, {"json": "as_json"}),
+    Command("bench update", benches.BenchUpdateConfig, "longtake.stages.bench_update", None, {"json": "as_json"}),
 )
 
 

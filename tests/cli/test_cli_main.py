@@ -58,6 +58,7 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         (["bench", "decode", "--json", "--frames", "64"], "bench", {"as_json": True, "frames": 64}),
         (["bench", "decode", "--frames", "64"], "bench", {"as_json": False}),
         (["bench", "decode", "--json", "false"], "bench", {"as_json": False}),
+        (["bench", "update", "--prompt", "64", "--json"], "bench_update", {"prompt": 64, "as_json": True}),
         (["report", "runs/x"], "report", {"run": Path("runs/x")}),
         (["export", "runs/x", "--out", "model"], "export", {"run": Path("runs/x"), "out": Path("model")}),
         (["quickstart"], "quickstart", {"out": Path("runs/quickstart"), "seed": 0}),

@@ -11,10 +11,8 @@ from longtake.parallel.collectives import (
     all_gather_for_same_use,
     exchange,
     gather_texts,
-    heads_to_sequence,
     reduce_metrics,
     reduce_scatter,
-    sequence_to_heads,
     sum_over_ranks,
 )
 from longtake.parallel.mesh import Axis, start_world
@@ -66,27 +64,6 @@ def test_uneven_pieces_by_hand():
         assert one["texts"] == ["", "ä", "ää"]
 
 
-def heads_by_hand():
-    """Value = 100 * token + head, of 2 ranks with 3 tokens each and 4 heads."""
-    with start_world(CPU, timeout_s=20) as world:
-        token = torch.arange(3) + 3 * world.rank
-        tokens = (100.0 * token[:, None, None] + torch.arange(4.0)[None, :, None]).requires_grad_()
-        ours = sequence_to_heads(tokens, world.axis)
-        back = heads_to_sequence(ours, world.axis)
-        (ours * (world.rank + 1)).sum().backward()
-        return {"ours": ours.detach(), "back": torch.equal(back, tokens), "gradient": tokens.grad}
-
-
-def test_heads_for_sequence_by_hand():
-    found = run_processes(heads_by_hand, 2)
-    for rank, one in enumerate(found):
-        expected = [[100 * token + head for head in (2 * rank, 2 * rank + 1)] for token in range(6)]
-        assert one["ours"].squeeze(-1).tolist() == expected
-        assert one["back"]
-        # heads 0 and 1 were weighed by rank 0 with 1, heads 2 and 3 by rank 1 with 2
-        assert one["gradient"].squeeze(-1).tolist() == [[1, 1, 2, 2]] * 3
-
-
 def random_exchange(matrix: list[list[int]], seed: int):
     """matrix[i][j] rows go from rank i to rank j, in float64, with random values; returns what came and the gradient of what was sent."""
     with start_world(CPU, timeout_s=20) as world:
@@ -115,7 +92,6 @@ def test_a_rank_alone_sends_nothing():
     rows = torch.arange(6.0).view(3, 2).requires_grad_()
     assert torch.equal(all_gather(rows, [3], ALONE), rows)
     assert torch.equal(reduce_scatter(rows, [3], ALONE), rows)
-    assert torch.equal(sequence_to_heads(rows[:, :, None], ALONE), rows[:, :, None])
     all_gather_for_same_use(rows, [3], ALONE).sum().backward()
     assert rows.grad is not None and rows.grad.eq(1).all()
     assert sum_over_ranks([2], ALONE) == [2.0] and gather_texts("a", ALONE) == ["a"] and not dist.is_initialized()

@@ -96,3 +96,31 @@ def test_in_lower_precision(dtype, bound):
 def test_a_broken_ring_shows(fault):
     """Negative control: each fault moves something by more than a tenth of the largest value."""
     assert worst_error(2, SEVERAL, fault=fault) > 0.1
+
+
+def order_of_calls() -> list[str]:
+    events = []
+    with start_world(torch.device("cpu"), timeout_s=30) as world:
+        shards = shard(ONE, world.size, 1)
+        whole, _ = tensors(ONE)
+        parts = [tensor[shards.ring_tokens(world.rank)].requires_grad_().transpose(0, 1)[None] for tensor in whole]
+        honest = {name: getattr(ring, name) for name in ("_pass_on", "attention_forward", "attention_backward")}
+        for name, function in honest.items():
+            setattr(ring, name, lambda *given, name=name, function=function, **named: events.append(name) or function(*given, **named))
+        wait = ring._Passing.wait
+        ring._Passing.wait = lambda self: events.append("wait") or wait(self)
+        out = RingAttention(shards, world.axis, world.device).attend(*parts, layer=0, scale=SCALE)
+        events.append("backward")
+        out.sum().backward()
+    return events
+
+
+def test_the_next_chunk_is_under_way_while_the_present_one_is_attended_to():
+    for events in run_processes(order_of_calls, 2):
+        shortened = [event for event, before in zip(events, ["", *events], strict=False) if event != before]
+        forward, backward = "attention_forward", "attention_backward"
+        assert shortened == [
+            *(forward, "_pass_on", forward, "wait", forward),
+            # Gradients of a buffer leave when its pieces are done, and are waited for after those of the next.
+            *("backward", backward, "_pass_on", backward, "_pass_on", "wait", backward, "wait", "_pass_on", "wait"),
+        ]

@@ -14,10 +14,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from longtake.parallel import collectives, ring, sequence
+from longtake.parallel import collectives, ring, sequence, sequence_split, split
 from longtake.testing import sequence as updates
 from longtake.testing.processes import run_processes
 from longtake.testing.sequence import SHAPES, Case, Fault, errors_of
+from longtake.training import packed_policy
 from longtake.types import PackedGroup
 
 # Measured: fp64 6e-15 (gradients), fp32 2e-6. Log-probs are -6 on average, gradients are compared with their largest entry.
@@ -182,18 +183,34 @@ def wrong_predictor(patch):
     patch.setattr(sequence, "scored_rows", shifted)
 
 
+def prompt_learns_nothing(patch):
+    patch.setattr(split.HeldPrompt, "collect", lambda self: None)
+
+
+def last_state_of_another_rank(patch):
+    honest = sequence_split.hold_spread_prompt
+
+    def moved(*given):
+        held = honest(*given)
+        return replace(held, last_rank=1 - held.last_rank)
+
+    patch.setattr(packed_policy, "hold_spread_prompt", moved)
+
+
+IN_PARTS = Case(room=6)
 FAULTS = {
-    "Ulysses 2": [no_exchange, counted_by_every_rank, positions_of_the_slots, wrong_predictor],
-    "ring 2": [no_ring, no_gradients_home, own_gradients_only, one_long_row, features_beside_their_place],
+    "Ulysses 2": [(Case(), fault) for fault in (no_exchange, counted_by_every_rank, positions_of_the_slots, wrong_predictor)]
+    + [(IN_PARTS, prompt_learns_nothing)],
+    "ring 2": [(Case(), fault) for fault in (no_ring, no_gradients_home, own_gradients_only, one_long_row, features_beside_their_place)]
+    + [(IN_PARTS, no_gradients_home), (IN_PARTS, last_state_of_another_rank)],
 }
 
 
 @pytest.mark.parametrize("mesh", FAULTS)
 def test_a_fault_shows(model_folder, mesh):
     """Negative control: each moves log-probs or gradients by more than a hundredth, eight orders over the tolerance."""
-    found = errors(model_folder, mesh, [(Case(), fault) for fault in FAULTS[mesh]], timeout_s=250.0)
-    for fault, one in zip(FAULTS[mesh], found, strict=True):
-        assert max(one.values()) > 1e-2, (fault, one)
+    for broken, found in zip(FAULTS[mesh], errors(model_folder, mesh, FAULTS[mesh], timeout_s=250.0), strict=True):
+        assert max(found.values()) > 1e-2, (broken, found)
 
 
 def test_what_is_broken_is_whole_again(model_folder):

@@ -41,6 +41,32 @@ def test_a_degree_that_cuts_a_head_is_refused_with_those_that_do_not():
         split_heads(28, 4, 8)
 
 
+def heads_by_hand():
+    """Value = 100 * token + head, of 2 ranks with 3 tokens each, 4 query heads and 2 KV heads."""
+    with start_world(torch.device("cpu"), timeout_s=20) as world:
+        token = torch.arange(3) + 3 * world.rank
+        query, key, value = (
+            (100.0 * token[:, None, None] + torch.arange(float(heads))[None, :, None]).requires_grad_() for heads in (4, 2, 2)
+        )
+        ours = to_heads(query, key, -value, world.axis)
+        back = to_sequence(ours[0], world.axis)
+        (sum(part.sum() for part in ours) * (world.rank + 1)).backward()
+        gradients = [part.grad for part in (query, key, value)]
+        return {"ours": [part.detach() for part in ours], "back": torch.equal(back, query), "gradients": gradients}
+
+
+def test_heads_for_sequence_by_hand():
+    found = run_processes(heads_by_hand, 2)
+    for rank, one in enumerate(found):
+        assert one["ours"][0].squeeze(-1).tolist() == [[100 * token + head for head in (2 * rank, 2 * rank + 1)] for token in range(6)]
+        assert one["ours"][1].squeeze(-1).tolist() == [[100 * token + rank] for token in range(6)]
+        assert one["ours"][2].squeeze(-1).tolist() == [[-100 * token - rank] for token in range(6)]
+        assert one["back"]
+        # Rank 0 weighed its heads with 1, rank 1 with 2.
+        wanted = [[[1, 1, 2, 2]] * 3, [[1, 2]] * 3, [[-1, -2]] * 3]
+        assert [gradient.squeeze(-1).tolist() for gradient in one["gradients"]] == wanted
+
+
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Causal, slow: [T, N, H], [T, K, H] twice -> [T, N, H]."""
     repeats = query.shape[1] // key.shape[1]

@@ -3,7 +3,7 @@
 All are built on `all_to_all_single`, because it takes pieces of unequal length on gloo as well as on NCCL (gloo's all_gather refuses them).
 On an axis of one rank they return what they were given.
 
-Shapes: S rows of dimension 0, of whatever follows; L this rank's tokens, U ranks on the axis, N heads in all, H head size.
+Rows are counted along dimension 0; whatever follows it travels along.
 """
 
 from __future__ import annotations
@@ -52,24 +52,6 @@ def all_to_all(rows: Tensor, send_sizes: list[int], receive_sizes: list[int], ax
     received = rows.new_empty(sum(receive_sizes), *rows.shape[1:])
     dist.all_to_all_single(received, rows.contiguous(), receive_sizes, send_sizes, group=axis.group)
     return received
-
-
-def sequence_to_heads(tokens: Tensor, axis: Axis) -> Tensor:
-    """[L, U * n, H] -> [U * L, n, H]: from all heads of this rank's tokens to this rank's heads of all tokens, in the order of ranks.
-
-    Every rank of the axis has the same L. Rank u gets heads u * n to (u + 1) * n.
-    """
-    length, heads, size = tokens.shape
-    each = heads // axis.size
-    by_rank = tokens.view(length, axis.size, each, size).transpose(0, 1).reshape(axis.size * length, each, size)
-    return exchange(by_rank, [length] * axis.size, [length] * axis.size, axis)
-
-
-def heads_to_sequence(tokens: Tensor, axis: Axis) -> Tensor:
-    """[U * L, n, H] -> [L, U * n, H], the way back of `sequence_to_heads`."""
-    length = len(tokens) // axis.size
-    by_rank = exchange(tokens, [length] * axis.size, [length] * axis.size, axis)
-    return by_rank.view(axis.size, length, *tokens.shape[1:]).transpose(0, 1).reshape(length, -1, tokens.shape[2])
 
 
 def all_gather(rows: Tensor, sizes: Sequence[int], axis: Axis) -> Tensor:

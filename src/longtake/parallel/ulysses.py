@@ -17,7 +17,7 @@ from torch import Tensor
 
 from longtake.errors import ConfigError
 from longtake.parallel.attention import PackedAttention
-from longtake.parallel.collectives import heads_to_sequence, sequence_to_heads
+from longtake.parallel.collectives import exchange
 from longtake.parallel.mesh import Axis, divisors
 
 
@@ -34,6 +34,10 @@ class HeadSplit:
     @property
     def kv_per_rank(self) -> int:
         return len(self.kv_heads) // self.num_ranks
+
+    def replicated(self, tokens: Tensor) -> Tensor:
+        """[L, K, H] -> [L, U * k, H], each KV head as often as it is sent."""
+        return tokens if self.kv_heads == tuple(range(tokens.shape[1])) else tokens.index_select(1, _index(self.kv_heads, tokens.device))
 
 
 @cache
@@ -57,21 +61,30 @@ def split_heads(heads: int, kv_heads: int, num_ranks: int) -> HeadSplit:
 
 def to_heads(query: Tensor, key: Tensor, value: Tensor, axis: Axis) -> tuple[Tensor, Tensor, Tensor]:
     """query [L, N, H], key and value [L, K, H] of this rank's tokens -> [U * L, n, H], [U * L, k, H] twice: of all ranks' tokens, in the
-    order of ranks, this rank's heads. One exchange. Raises ConfigError as `split_heads`."""
+    order of ranks, this rank's heads. One exchange. Every rank has the same L. Raises ConfigError as `split_heads`."""
     if axis.size == 1:
         return query, key, value
-    length, heads, size = query.shape
+    length, heads, _ = query.shape
     split = split_heads(heads, key.shape[1], axis.size)
-    needed = torch.tensor(split.kv_heads, device=key.device)
-    parts = (part.view(length, axis.size, -1, size) for part in (query, key.index_select(1, needed), value.index_select(1, needed)))
-    mixed = sequence_to_heads(torch.cat(tuple(parts), dim=2).flatten(1, 2), axis)
+    by_rank = [part.unflatten(1, (axis.size, -1)).transpose(0, 1) for part in (query, split.replicated(key), split.replicated(value))]
+    mixed = exchange(torch.cat(by_rank, dim=2).flatten(0, 1), [length] * axis.size, [length] * axis.size, axis)
     ours = mixed.split([split.query_heads, split.kv_per_rank, split.kv_per_rank], dim=1)
     return ours[0], ours[1], ours[2]
 
 
+@cache
+def _index(heads: tuple[int, ...], device: torch.device) -> Tensor:
+    """Made once: sending it to a GPU in every layer would wait for it."""
+    return torch.tensor(heads, device=device)
+
+
 def to_sequence(out: Tensor, axis: Axis) -> Tensor:
     """[U * L, n, H] -> [L, N, H]: all heads of this rank's tokens again."""
-    return out if axis.size == 1 else heads_to_sequence(out, axis)
+    if axis.size == 1:
+        return out
+    length = len(out) // axis.size
+    by_rank = exchange(out, [length] * axis.size, [length] * axis.size, axis)
+    return by_rank.unflatten(0, (axis.size, length)).transpose(0, 1).flatten(1, 2)
 
 
 class UlyssesAttention:
@@ -86,5 +99,6 @@ class UlyssesAttention:
         parts = to_heads(token_major[0], token_major[1], token_major[2], self._axis)
         ours = [part[: self._num_tokens].transpose(0, 1).unsqueeze(0) for part in parts]
         out = self._inner.attend(ours[0], ours[1], ours[2], layer=layer, scale=scale)[0].transpose(0, 1)
-        padded = torch.nn.functional.pad(out, (0, 0, 0, 0, 0, len(parts[0]) - self._num_tokens))
+        num_padding = len(parts[0]) - self._num_tokens
+        padded = torch.nn.functional.pad(out, (0, 0, 0, 0, 0, num_padding)) if num_padding else out
         return to_sequence(padded, self._axis).transpose(0, 1).unsqueeze(0)

@@ -6,15 +6,42 @@ import torch
 
 from longtake.config.sections import LoraConfig, ModelConfig
 from longtake.testing.takes import random_prompt, random_take
-from longtake.training.batch import take_batch
+from longtake.training.batch import sft_batch
+from longtake.training.packed_policy import score_groups
 from longtake.training.policy import take_logprobs
 from longtake.training.reference import Reference
 from longtake.training.trainable import choose_trainable, language_model, training_mode, vision_tower
 
 
-def batch_of(model):
+def groups_of(model):
+    """Prompts, and the responses to each: two to the first, one to the second."""
     prompts = [random_prompt(model, 8, ((2, 4, 4),), seed=1), random_prompt(model, 9, seed=2)]
-    return take_batch(prompts, [random_take(model, 5, seed=1), random_take(model, 3, seed=2)], model.device)
+    takes = [random_take(model, length, seed=length).token_ids for length in (5, 2, 3)]
+    return prompts, [takes[:2], takes[2:]]
+
+
+def policy(model, groups, temperature) -> torch.Tensor:
+    """What the model itself says of all tokens, one after the other."""
+    found = []
+    with torch.no_grad():
+        score_groups(model, *groups, temperature, lambda scored: found.append(scored.logprobs[scored.mask]))
+    return torch.cat(found)
+
+
+def test_it_scores_as_one_row_per_take_does(model):
+    """Against the padded rows, whole groups and take by take."""
+    prompts, responses = groups_of(model)
+    batch = sft_batch([prompts[0], prompts[0], prompts[1]], [*responses[0], *responses[1]], model.device)
+    with torch.no_grad():
+        wanted = take_logprobs(model, batch, 0.9)[0][batch.response_mask]
+    reference = Reference(model)
+    whole = reference.logprobs(prompts, responses, 0.9)
+    assert [len(row) for row in whole] == [5, 2, 3]
+    parts = [row for prompt, own in zip(prompts, responses, strict=True) for row in reference.logprobs([prompt], [own], 0.9, max_tokens=1)]
+    for found in (whole, parts):
+        assert (torch.cat(found) - wanted).abs().max() < 1e-5  # measured 1e-6; log-probs are -7 in the mean
+    swapped = torch.cat(reference.logprobs(prompts[::-1], responses, 0.9))
+    assert (swapped - wanted).abs().max() > 0.05
 
 
 def move(parameters) -> None:
@@ -25,15 +52,14 @@ def move(parameters) -> None:
 
 def test_a_copy_stays_while_the_model_moves(model):
     parameters = choose_trainable(model, ModelConfig())
-    batch = batch_of(model)
-    with torch.no_grad():
-        start, _ = take_logprobs(model, batch, 0.9)
+    groups = groups_of(model)
+    start = policy(model, groups, 0.9)
     reference = Reference(model)
-    assert torch.equal(reference.logprobs(batch, 0.9), start)
+    assert torch.equal(torch.cat(reference.logprobs(*groups, 0.9)), start)
     move(parameters.values())
     with training_mode(model):
-        moved, _ = take_logprobs(model, batch, 0.9)
-        kept = reference.logprobs(batch, 0.9)
+        moved = policy(model, groups, 0.9)
+        kept = torch.cat(reference.logprobs(*groups, 0.9))
     assert torch.equal(kept, start)
     assert (moved - start).abs().max() > 0.05
     assert not kept.requires_grad
@@ -54,16 +80,13 @@ def test_the_copy_shares_the_tower_and_nothing_else(model):
 
 
 def test_with_lora_the_reference_is_the_model_without_its_adapters(model):
-    batch = batch_of(model)
-    with torch.no_grad():
-        base, _ = take_logprobs(model, batch, 1.0)
+    groups = groups_of(model)
+    base = policy(model, groups, 1.0)
     parameters = choose_trainable(model, ModelConfig(lora=LoraConfig(rank=4)))
     reference = Reference(model)
     assert reference._model is model  # no second copy of the weights
     move(parameters.values())
-    with torch.no_grad():
-        adapted, _ = take_logprobs(model, batch, 1.0)
+    adapted = policy(model, groups, 1.0)
     assert (adapted - base).abs().max() > 0.01
-    assert (reference.logprobs(batch, 1.0) - base).abs().max() < 1e-6  # measured 0
-    with torch.no_grad():
-        assert torch.equal(take_logprobs(model, batch, 1.0)[0], adapted)  # the adapters are on again
+    assert (torch.cat(reference.logprobs(*groups, 1.0)) - base).abs().max() < 1e-6  # measured 0
+    assert torch.equal(policy(model, groups, 1.0), adapted)  # the adapters are on again

@@ -12,10 +12,10 @@ from torch import Tensor
 from longtake.algorithms.advantages import advantages, is_uniform
 from longtake.algorithms.kl import subtract_kl
 from longtake.config.stages import RlConfig
+from longtake.parallel.packed import padded_rows
 from longtake.rewards import Rewards
 from longtake.rollout.engine import Engine, RolloutRequest, SamplingParams
 from longtake.stages.training_run import Asked, TrainingRun
-from longtake.training.batch import split_by_tokens, take_batch
 from longtake.training.reference import Reference
 from longtake.types import Group
 
@@ -93,15 +93,11 @@ def minus_kl(run: TrainingRun, config: RlConfig, group: Group, valid: Tensor, re
     """A group's total rewards [G] less the KL of its takes; a uniform group stays uniform, it must not train on the KL's noise."""
     if is_uniform(group.total_reward, valid):
         return group.total_reward
-    reduced = group.total_reward.clone()
-    lengths = [len(group.prompt.token_ids) + len(take.token_ids) for take in group.takes]
-    for part in split_by_tokens(lengths, config.micro_batch_tokens):
-        batch = take_batch([group.prompt] * len(part), [group.takes[index] for index in part], run.model.device)
-        ref_lp = reference.logprobs(batch, config.rollout.temperature)
-        rewards = group.total_reward[part].to(ref_lp.device)
-        less = subtract_kl(rewards, batch.sampler_logprobs, ref_lp, batch.response_mask, config.algorithm.kl)
-        reduced[part] = less.to(reduced)
-    return reduced
+    responses = [take.token_ids for take in group.takes]
+    ref_logprobs = reference.logprobs([group.prompt], [responses], config.rollout.temperature, max_tokens=config.micro_batch_tokens)
+    ref_lp, mask = padded_rows(ref_logprobs)
+    sampler_lp, _ = padded_rows([take.sampler_logprobs for take in group.takes])
+    return subtract_kl(group.total_reward, sampler_lp, ref_lp, mask, config.algorithm.kl).to(group.total_reward)
 
 
 def rollout_metrics(sampled: Sampled, estimates: Sequence[Tensor]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The second half of an RL step: log-probs of the takes, the loss, the optimizer."""
+"""The second half of an RL step: log-probs of the takes, the loss, the optimizer. Every prompt is computed once for all its takes."""
 
 from __future__ import annotations
 
@@ -10,27 +10,40 @@ from torch import Tensor
 
 from longtake.algorithms.losses import LossDenominator, Mean, PolicyLoss, add_metrics, policy_loss
 from longtake.config.stages import RlConfig
+from longtake.parallel.packed import padded_rows
 from longtake.stages.training_run import TrainingRun
-from longtake.training.batch import TakeBatch, split_by_tokens, take_batch
-from longtake.training.policy import LogprobComparison, compare_logprobs, take_logprobs
+from longtake.training.packed_policy import ScoredTakes, score_groups
+from longtake.training.policy import LogprobComparison, compare_logprobs
 from longtake.training.reference import Reference
 from longtake.training.trainable import training_mode
-from longtake.types import Example, Group, Prompt, Take
+from longtake.types import Group
 
 
 @dataclass(frozen=True, eq=False)
-class TakeRow:
-    """One take as a row of the update."""
+class UpdateGroup:
+    """One group as the update sees it."""
 
-    example: Example
-    prompt: Prompt
-    take: Take
-    advantage: float
-    valid: bool
+    group: Group
+    advantages: tuple[float, ...]
+    """Of each take."""
+    valid: tuple[bool, ...]
+    """Whether a gradient may be taken from it."""
+    first: int
+    """Index of its first take among the takes of the step."""
+
+    @property
+    def responses(self) -> list[Tensor]:
+        return [take.token_ids for take in self.group.takes]
 
     @property
     def num_tokens(self) -> int:
-        return len(self.prompt.token_ids) + len(self.take.token_ids)
+        """The prompt once, then its takes."""
+        return len(self.group.prompt.token_ids) + sum(map(len, self.responses))
+
+    def learns(self, config: RlConfig) -> bool:
+        """A take with advantage 0 and no KL term adds exactly nothing to the gradient: it is only compared with the sampler."""
+        pairs = zip(self.advantages, self.valid, strict=True)
+        return any(usable and (advantage != 0.0 or has_kl_loss(config)) for advantage, usable in pairs)
 
 
 @dataclass
@@ -58,15 +71,14 @@ def update(
     run: TrainingRun, config: RlConfig, groups: list[Group], valid: list[Tensor], estimates: list[Tensor], reference: Reference | None
 ) -> Updated:
     """`updates_per_step` optimizer steps, each on its own share of the groups. Raises MismatchError before the first one."""
-    rows = [
-        TakeRow(group.example, group.prompt, take, float(advantage), bool(usable))
-        for group, usables, numbers in zip(groups, valid, estimates, strict=True)
-        for take, usable, advantage in zip(group.takes, usables, numbers, strict=True)
+    firsts = [sum(len(before.takes) for before in groups[:number]) for number in range(len(groups))]
+    all_groups = [
+        UpdateGroup(group, tuple(map(float, numbers)), tuple(map(bool, usable)), first)
+        for group, numbers, usable, first in zip(groups, estimates, valid, firsts, strict=True)
     ]
-    result = Updated(policy_logprobs=[torch.empty(0)] * len(rows), lr=run.optimizer.lr)
+    result = Updated(policy_logprobs=[torch.empty(0)] * sum(len(group.takes) for group in groups), lr=run.optimizer.lr)
     for share in shares(len(groups), config.updates_per_step):
-        indices = range(share.start * config.rollout.num_takes, share.stop * config.rollout.num_takes)
-        one_update(run, config, rows, indices, reference, result)
+        one_update(run, config, all_groups[share.start : share.stop], reference, result)
     num_updates = min(len(groups), config.updates_per_step)
     result.loss, result.policy_loss, result.kl_loss = (total / num_updates for total in (result.loss, result.policy_loss, result.kl_loss))
     return result
@@ -82,82 +94,104 @@ def shares(num_groups: int, num_updates: int) -> list[range]:
     return [range(part * num_groups // count, (part + 1) * num_groups // count) for part in range(count)]
 
 
-def one_update(
-    run: TrainingRun, config: RlConfig, rows: list[TakeRow], indices: range, reference: Reference | None, result: Updated
-) -> None:
-    """One optimizer step on rows[indices]; the loss is divided by counts of the whole update, so micro-batches do not matter."""
-    lengths = [len(rows[index].take.token_ids) if rows[index].valid else 0 for index in indices]
+def one_update(run: TrainingRun, config: RlConfig, groups: list[UpdateGroup], reference: Reference | None, result: Updated) -> None:
+    """One optimizer step; the loss is divided by counts of the whole update, so micro-batches do not matter."""
+    lengths = [len(response) if usable else 0 for group in groups for response, usable in zip(group.responses, group.valid, strict=True)]
     denominator = LossDenominator.of_lengths(lengths, config.rollout.max_new_tokens)
-    for part, needs_gradient in micro_batches(config, rows, indices):
-        chosen = [rows[index] for index in part]
-        prompts = [row.prompt for row in chosen]
-        if needs_gradient and run.model.train_vision:
-            prompts = run.with_live_tower([row.example for row in chosen], prompts)
-        batch = take_batch(prompts, [row.take for row in chosen], run.model.device)
-        ref_lp = reference_logprobs(run, config, batch, reference)
-        with run.phases("update"), training_mode(run.model), torch.set_grad_enabled(needs_gradient):
-            policy_lp, entropy = take_logprobs(run.model, batch, config.rollout.temperature)
-            loss = loss_of(config, chosen, batch, policy_lp, ref_lp, denominator)
-            if needs_gradient:
-                loss.loss.backward()
-        keep(result, batch, policy_lp, entropy, part, loss)
-    if indices.start == 0:
-        result.mismatch = compare(config, rows, indices, result)
+    for part, needs_gradient in micro_batches(config, groups):
+        micro_batch(run, config, part, needs_gradient, reference, denominator, result)
+    if groups[0].first == 0:
+        result.mismatch = compare(config, groups, result)
     with run.phases("update"):
         result.grad_norm = max(result.grad_norm, run.optimizer.step())
 
 
-def micro_batches(config: RlConfig, rows: Sequence[TakeRow], indices: range) -> Iterator[tuple[list[int], bool]]:
-    """(row indices, whether they need a gradient), like lengths together.
-
-    A take with advantage 0 and no KL term adds exactly nothing to the gradient: it is only compared with the sampler.
-    """
+def micro_batches(config: RlConfig, groups: Sequence[UpdateGroup]) -> Iterator[tuple[list[UpdateGroup], bool]]:
+    """(whole groups of at most micro_batch_tokens together, whether they need a gradient); a larger group is alone."""
     for needs_gradient in (True, False):
-        chosen = [i for i in indices if (rows[i].valid and (rows[i].advantage != 0.0 or has_kl_loss(config))) == needs_gradient]
-        for part in split_by_tokens([rows[i].num_tokens for i in chosen], config.micro_batch_tokens):
-            yield [chosen[i] for i in part], needs_gradient
+        part: list[UpdateGroup] = []
+        for group in groups:
+            if group.learns(config) != needs_gradient:
+                continue
+            if part and sum(other.num_tokens for other in part) + group.num_tokens > config.micro_batch_tokens:
+                yield part, needs_gradient
+                part = []
+            part.append(group)
+        if part:
+            yield part, needs_gradient
+
+
+def micro_batch(
+    run: TrainingRun,
+    config: RlConfig,
+    groups: Sequence[UpdateGroup],
+    needs_gradient: bool,
+    reference: Reference | None,
+    denominator: LossDenominator,
+    result: Updated,
+) -> None:
+    """Score the takes of these groups, add their gradient, note what was found."""
+    prompts, responses = [group.group.prompt for group in groups], [group.responses for group in groups]
+    if needs_gradient and run.model.train_vision:
+        prompts = run.with_live_tower([group.group.example for group in groups], prompts)
+    temperature, max_tokens = config.rollout.temperature, config.micro_batch_tokens
+    ref_logprobs: list[Tensor] | None = None
+    if reference is not None and has_kl_loss(config):  # a KL taken from the reward has had its pass already
+        with run.phases("reference"):
+            ref_logprobs = reference.logprobs(prompts, responses, temperature, max_tokens=max_tokens)
+
+    def learn(scored: ScoredTakes) -> Tensor | None:
+        loss = loss_of(config, groups, scored, ref_logprobs, denominator)
+        keep(result, groups, scored, loss)
+        return loss.loss if needs_gradient else None
+
+    with run.phases("update"), training_mode(run.model), torch.set_grad_enabled(needs_gradient):
+        score_groups(run.model, prompts, responses, temperature, learn, max_tokens=max_tokens)
 
 
 def has_kl_loss(config: RlConfig) -> bool:
     return config.algorithm.kl.coefficient > 0 and config.algorithm.kl.place == "loss"
 
 
-def reference_logprobs(run: TrainingRun, config: RlConfig, batch: TakeBatch, reference: Reference | None) -> Tensor | None:
-    """[M, R], or None where no loss needs them: a KL taken from the reward has had its pass already."""
-    if reference is None or not has_kl_loss(config):
-        return None
-    with run.phases("reference"):
-        return reference.logprobs(batch, config.rollout.temperature)
-
-
 def loss_of(
-    config: RlConfig, rows: Sequence[TakeRow], batch: TakeBatch, policy_lp: Tensor, ref_lp: Tensor | None, denominator: LossDenominator
+    config: RlConfig,
+    groups: Sequence[UpdateGroup],
+    scored: ScoredTakes,
+    ref_logprobs: list[Tensor] | None,
+    denominator: LossDenominator,
 ) -> PolicyLoss:
-    """This micro-batch's share of the loss."""
-    device = policy_lp.device
-    gains = torch.tensor([row.advantage for row in rows], dtype=policy_lp.dtype, device=device)
-    usable = torch.tensor([row.valid for row in rows], device=device)
-    mask = batch.response_mask & usable[:, None]
-    return policy_loss(policy_lp, batch.sampler_logprobs, gains, mask, config.algorithm, ref_lp, denominator=denominator)
+    """The share of the loss of takes that were scored together."""
+    device, dtype = scored.logprobs.device, scored.logprobs.dtype
+    takes = [take for group in groups for take in group.group.takes]
+    advantages = [advantage for group in groups for advantage in group.advantages]
+    valid = [usable for group in groups for usable in group.valid]
+    sampler, _ = padded_rows([takes[index].sampler_logprobs for index in scored.takes])
+    ref_lp = None if ref_logprobs is None else padded_rows([ref_logprobs[index] for index in scored.takes])[0].to(device)
+    gains = torch.tensor([advantages[index] for index in scored.takes], dtype=dtype, device=device)
+    usable = torch.tensor([valid[index] for index in scored.takes], device=device)
+    mask = scored.mask & usable[:, None]
+    return policy_loss(scored.logprobs, sampler.to(device), gains, mask, config.algorithm, ref_lp, denominator=denominator)
 
 
-def keep(result: Updated, batch: TakeBatch, policy_lp: Tensor, entropy: Tensor, part: Sequence[int], loss: PolicyLoss) -> None:
-    """Add what a micro-batch found, and each take's log-probs in its place."""
-    mask = batch.response_mask
+def keep(result: Updated, groups: Sequence[UpdateGroup], scored: ScoredTakes, loss: PolicyLoss) -> None:
+    """Add what a part found, and each take's log-probs in its place of the step."""
     result.metrics = add_metrics([result.metrics, loss.metrics])
     result.loss += float(loss.loss.detach())
     result.policy_loss += float(loss.policy_term)
     result.kl_loss += float(loss.kl_term)
-    result.entropy_sum += float(entropy.double().sum())
-    result.num_tokens += int(mask.sum())
-    for row, index in enumerate(part):
-        result.policy_logprobs[index] = policy_lp[row, mask[row]].detach().cpu()
+    result.entropy_sum += float(scored.entropy.double().sum())
+    result.num_tokens += int(scored.mask.sum())
+    places = [group.first + number for group in groups for number in range(len(group.advantages))]
+    logprobs, mask = scored.logprobs.detach().cpu(), scored.mask.cpu()
+    for row, index in enumerate(scored.takes):
+        result.policy_logprobs[places[index]] = logprobs[row, mask[row]]
 
 
-def compare(config: RlConfig, rows: Sequence[TakeRow], indices: range, result: Updated) -> LogprobComparison:
+def compare(config: RlConfig, groups: Sequence[UpdateGroup], result: Updated) -> LogprobComparison:
     """Policy against sampler over the whole update, so that micro-batches do not decide. Raises MismatchError; no weight has moved yet."""
-    sampler = torch.cat([rows[index].take.sampler_logprobs for index in indices])
-    policy = torch.cat([result.policy_logprobs[index] for index in indices])
+    takes = [take for group in groups for take in group.group.takes]
+    sampler = torch.cat([take.sampler_logprobs for take in takes])
+    policy = torch.cat(result.policy_logprobs[: len(takes)])
     limit = config.max_logprob_difference
     everywhere = torch.ones_like(sampler, dtype=torch.bool)
     return compare_logprobs(sampler, policy, everywhere, max_difference=limit, max_mean_difference=limit / 10)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
 from longtake.models.family import Model
-from longtake.training.batch import SftBatch
-from longtake.training.policy import take_logprobs
+from longtake.training.packed_policy import ScoredTakes, score_groups
 from longtake.training.trainable import adapters_off, language_model, lora_layers, vision_tower
+from longtake.types import Prompt
 
 
 class Reference:
@@ -25,12 +27,20 @@ class Reference:
         self._model = model if self._adapted else _frozen_copy(model)
 
     @torch.no_grad()
-    def logprobs(self, batch: SftBatch, temperature: float) -> Tensor:
-        """[M, R] as `take_logprobs`, without gradient."""
-        if self._adapted is None:
-            return take_logprobs(self._model, batch, temperature)[0]
-        with adapters_off(self._adapted):
-            return take_logprobs(self._adapted, batch, temperature)[0]
+    def logprobs(
+        self, prompts: Sequence[Prompt], responses: Sequence[Sequence[Tensor]], temperature: float, *, max_tokens: int | None = None
+    ) -> list[Tensor]:
+        """float32 [R] on the CPU for each response, group by group, without gradient; packed and split as `score_groups` does."""
+        found = [torch.empty(0)] * sum(map(len, responses))
+
+        def note(scored: ScoredTakes) -> None:
+            logprobs, mask = scored.logprobs.cpu(), scored.mask.cpu()
+            for row, index in enumerate(scored.takes):
+                found[index] = logprobs[row, mask[row]]
+
+        with adapters_off(self._adapted) if self._adapted is not None else nullcontext():
+            score_groups(self._model, prompts, responses, temperature, note, max_tokens=max_tokens)
+        return found
 
 
 def _frozen_copy(model: Model) -> Model:

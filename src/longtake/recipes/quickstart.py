@@ -116,7 +116,10 @@ def control_config(out: Path, sft: SftConfig) -> SftConfig:
 
 
 def rl_config(out: Path, seed: int, steps: int) -> RlConfig:
-    """GRPO as published, on the two thirds of the videos that SFT has not seen. At 1e-4 the noise of 16 prompts a step undoes what SFT taught."""
+    """GRPO as published, on the two thirds of the videos that SFT has not seen.
+
+    At a learning rate of 1e-4 the noise of 16 prompts a step undoes what SFT taught.
+    """
     return RlConfig(
         out=out / "rl",
         seed=seed,

@@ -11,7 +11,10 @@ from longtake.testing.sequence import GROUPED
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory):
-    return tmp_path_factory.mktemp("parallel_model")
+    """Holds the checkpoint already: processes that start together must not all write it."""
+    folder = tmp_path_factory.mktemp("parallel_model")
+    random_tiny(folder, sizes=GROUPED)
+    return folder
 
 
 @pytest.fixture

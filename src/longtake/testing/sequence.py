@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from longtake.config.sections import ModelConfig
+from longtake.config.sections import ModelConfig, OptimizerConfig
 from longtake.models.qwen2_5_vl import Qwen2_5VL
 from longtake.parallel.collectives import sum_over_ranks
 from longtake.parallel.gradients import sum_gradients
@@ -25,6 +25,8 @@ from longtake.parallel.mesh import SequenceMesh, World, start_world
 from longtake.parallel.packed import pack_groups, pack_rows
 from longtake.testing.models import SIZES, norm_in_own_dtype, random_tiny
 from longtake.testing.packed import RandomGroups, Shape, gradients, random_groups, row_by_row, worst_relative
+from longtake.testing.training import largest_difference
+from longtake.training.optimizer import build_optimizer
 from longtake.training.packed_policy import Learn, ScoredTakes, idle_pass, packed_logprobs, score_groups
 from longtake.training.trainable import choose_trainable, training_mode
 from longtake.types import Prompt
@@ -207,3 +209,36 @@ def distances(found: Update, wanted: Update) -> dict[str, float]:
 
 def relative(found: Tensor, wanted: Tensor) -> float:
     return float((found - wanted).abs().max() / wanted.abs().max())
+
+
+def drift_of(folder: Path, case: Case, num_updates: int, lr: float) -> tuple[float, float]:
+    """On rank 0: the largest difference of a weight from that of a single process after some AdamW updates of the same takes, and the
+    largest way that a weight went."""
+    with start_world(torch.device("cpu"), timeout_s=300) as world:
+        model, norm = model_of(folder, case)
+        config = OptimizerConfig(lr=lr, schedule="constant")
+        start = weights_of(model)
+        with norm:
+            optimizer = build_optimizer(model, config, num_updates)
+            for number in range(num_updates):
+                groups = random_groups(model, case.shapes, seed=number)
+                give(model, spread_update(model, groups, case, world).gradients)
+                optimizer.step()
+            if world.rank != 0:
+                return 0.0, 0.0
+            alone, _ = model_of(folder, case)
+            optimizer = build_optimizer(alone, config, num_updates)
+            for number in range(num_updates):
+                groups = random_groups(alone, case.shapes, seed=number)
+                give(alone, single_update(alone, groups, case).gradients)
+                optimizer.step()
+        return largest_difference(weights_of(model), weights_of(alone)), largest_difference(start, weights_of(alone))
+
+
+def weights_of(model: Qwen2_5VL) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.hf.named_parameters() if parameter.requires_grad}
+
+
+def give(model: Qwen2_5VL, found: dict[str, Tensor]) -> None:
+    for name, parameter in model.hf.named_parameters():
+        parameter.grad = found.get(name)

@@ -1,4 +1,4 @@
-"""`longtake encode`: what it leaves is what the run of the same file would have computed; it goes on where it was; shards share the work."""
+"""`longtake encode`: what it leaves is what the run of the same file would have made; it goes on where it was; shards share the work."""
 
 from __future__ import annotations
 

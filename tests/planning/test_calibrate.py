@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from math import isfinite
+from pathlib import Path
 
 import pytest
 import torch
 
 from longtake.config.sections import ModelConfig
+from longtake.errors import CheckpointError
 from longtake.models import load_model
 from longtake.models.costs import model_costs
-from longtake.parallel.calibrate import calibrate
+from longtake.parallel.calibrate import calibrate, kept_rates
 from longtake.parallel.layouts import predict
 from longtake.parallel.mesh import start_world
 from longtake.parallel.packed import pack_groups, pack_rows
@@ -45,6 +47,30 @@ def test_all_ranks_get_the_same_rates_and_links():
     assert first == second  # to the bit: each rank plans by itself
     *_, link_bytes, collective_s = first
     assert 1e6 < link_bytes < 1e12 and 1e-6 < collective_s < 1
+
+
+def test_rates_are_kept_for_a_resumed_run(tmp_path: Path):
+    rates = DeviceRates("somewhere", 1e9, 2e9, 3e9, 1e-6)
+    path = tmp_path / "run" / "rates.json"
+    assert kept_rates(path, lambda: rates) == rates
+    assert kept_rates(path, lambda: pytest.fail("measured again")) == rates  # an unlimited link too
+    path.write_text('{"name": "other"}')
+    with pytest.raises(CheckpointError, match="remove it"):
+        kept_rates(path, lambda: rates)
+
+
+def kept_by_a_rank(folder: str) -> list[float]:
+    """Each rank measures something else; only the first rank's folder has a file."""
+    with start_world(CPU, timeout_s=60) as world:
+        path = Path(folder) / str(world.rank) / "rates.json"
+        found = [kept_rates(path, lambda: DeviceRates("own", 1.0 + world.rank, 1.0, 1.0, 1.0), world.axis) for _ in range(2)]
+    return [rates.matmul_flops for rates in found] + [float(path.exists())]
+
+
+def test_all_ranks_take_the_first_ones_rates(tmp_path: Path):
+    first, second = run_processes(kept_by_a_rank, 2, str(tmp_path), timeout_s=120)
+    # what was measured differs on purpose; what was kept is the first rank's
+    assert first == [1.0, 1.0, 1.0] and second == [2.0, 1.0, 0.0]
 
 
 def setting_here(rates: DeviceRates) -> Setting:

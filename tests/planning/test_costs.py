@@ -32,9 +32,8 @@ from longtake.parallel.costs import (
     token_ratio,
 )
 from longtake.testing.models import random_tiny
+from longtake.testing.rows import take_batch, take_logprobs
 from longtake.testing.takes import random_prompt, random_take
-from longtake.training.batch import take_batch
-from longtake.training.policy import take_logprobs
 from longtake.training.trainable import choose_trainable, training_mode
 from longtake.types import PackedGroup
 

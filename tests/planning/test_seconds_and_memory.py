@@ -171,15 +171,19 @@ def test_activations_fall_with_the_degree():
 
 
 def test_a_rollout_holds_a_prompt_once():
-    one, eight = (memory.rollout_bytes(setting(), [100_000], takes, 1000, 256) for takes in (1, 8))
+    one, eight = (memory.rollout_bytes(setting(), [100_000], memory.RolloutLimits(takes, 1000, 256)) for takes in (1, 8))
     own = 1024 * (1 + 1 / 28) * 57_344
     assert one.keys_values == pytest.approx(100_000 * 57_344 + own)
     assert eight.keys_values == pytest.approx(100_000 * 57_344 + 8 * own)
-    # 256 rows are 32 prompts of 8 takes at once, padded to the longest
-    assert (
-        memory.rollout_bytes(setting(), [100, 50], 8, 64, 256).activations
-        == 2 * memory.rollout_bytes(setting(), [100], 8, 64, 256).activations
-    )
+
+
+def test_prompts_decoded_together():
+    limits = memory.RolloutLimits(8, 64, 256)
+    # 256 rows are 32 prompts of 8 takes; of 8,192 tokens no more than 16, which are 131,072
+    assert (limits.wave(100), limits.wave(8192), limits.wave(200_000)) == (32, 16, 1)
+    assert memory.RolloutLimits(8, 64, 4).wave(100) == 1
+    one, padded = (memory.rollout_bytes(setting(), prompts, limits) for prompts in ([100], [100, 50]))
+    assert padded.activations == 2 * one.activations
 
 
 def test_constants_are_those_of_the_code_they_describe():

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from math import inf, isqrt
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from longtake.parallel.collectives import all_to_all, sum_over_ranks
+from longtake.errors import CheckpointError
+from longtake.parallel.collectives import all_to_all, gather_texts, sum_over_ranks
 from longtake.parallel.costs import BACKWARD_OF_ATTENTION, attended_pairs
 from longtake.parallel.kernels import attention_backward, attention_forward
 from longtake.parallel.mesh import Axis
@@ -137,3 +140,32 @@ def measure_link(axis: Axis, device: torch.device, clock: Clock = time.perf_coun
     whole = timer(lambda: all_to_all(large, [per_rank] * axis.size, [per_rank] * axis.size, axis))
     sent = per_rank * 4 * (axis.size - 1)
     return sent / max(whole - opened, 1e-9), opened
+
+
+def kept_rates(path: Path, measure: Callable[[], DeviceRates], axis: Axis | None = None) -> DeviceRates:
+    """The rates in `path`, or measured now and written there; the first rank of the axis reads and writes, all get the same.
+
+    A run that is resumed must plan as it planned before: another layout adds up in another order, and the run's bits would change.
+    Raises CheckpointError for a file that holds no rates.
+    """
+    first = axis is None or axis.rank == 0
+    text = path.read_text(encoding="utf-8") if first and path.exists() else ""
+    text = text if axis is None else gather_texts(text, axis)[0]
+    if text:
+        return _read_rates(path, text)
+    rates = measure()
+    if first:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        values = {name: None if value == inf else value for name, value in asdict(rates).items()}
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        part.replace(path)
+    return rates
+
+
+def _read_rates(path: Path, text: str) -> DeviceRates:
+    try:
+        values: dict[str, Any] = {name: inf if value is None else value for name, value in json.loads(text).items()}
+        return DeviceRates(**values)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: {error}", rule="it holds the rates that a run was planned with", remedy="remove it") from error

@@ -6,6 +6,7 @@ largest phase. Predictions are upper bounds: peaks of a phase that do not quite 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 from longtake.parallel.costs import (
@@ -148,14 +149,33 @@ def own_capacity(num_tokens: int) -> int:
     return capacity
 
 
-def rollout_bytes(setting: Setting, prompts: list[int], num_takes: int, max_new_tokens: int, max_rows: int) -> RankBytes:
+@dataclass(frozen=True)
+class RolloutLimits:
+    """How many takes are decoded together, and how long they may get."""
+
+    num_takes: int
+    max_new_tokens: int
+    max_rows: int
+    max_prompt_tokens: int = 131_072
+    """Of the prompts decoded together, padded (rollout.transformers_engine)."""
+
+    @property
+    def rows_per_prompt(self) -> int:
+        return min(self.num_takes, self.max_rows)
+
+    def wave(self, longest_prompt: int) -> int:
+        """Prompts of this length decoded together."""
+        return max(1, min(self.max_rows // self.rows_per_prompt, self.max_prompt_tokens // longest_prompt))
+
+
+def rollout_bytes(setting: Setting, prompts: Sequence[int], limits: RolloutLimits) -> RankBytes:
     """The largest wave of prompts decoded together: their keys and values once, each take's own, the prefill's activations."""
     costs = setting.costs
-    rows = min(num_takes, max_rows)
-    wave = sorted(prompts, reverse=True)[: max(1, max_rows // rows)]
-    padded = len(wave) * max(wave, default=0)
-    live = len(wave) * rows
-    own = live * own_capacity(max_new_tokens) * (1 + 1 / costs.layers)
+    longest = max(prompts)
+    wave = min(limits.wave(longest), len(prompts))
+    padded = wave * longest
+    live = wave * limits.rows_per_prompt
+    own = live * own_capacity(limits.max_new_tokens) * (1 + 1 / costs.layers)
     standing = standing_bytes(setting)
     whole = costs.language_parameters * costs.dtype_bytes if setting.training.sharded and setting.cluster.world_size > 1 else 0
     return replace(

@@ -19,11 +19,11 @@ from longtake.config.sections import AlgorithmConfig, PromptConfig, RewardConfig
 from longtake.data.render import render_prompt, response_ids
 from longtake.models.qwen2_5_vl import Qwen2_5VL
 from longtake.models.tiny import TINY_PATH
+from longtake.parallel.packed import pack_rows
 from longtake.rewards import Rewards
 from longtake.testing.models import random_tiny
+from longtake.testing.rows import sft_batch, take_batch, take_logprobs
 from longtake.testing.takes import plain_ids
-from longtake.training.batch import sft_batch, take_batch
-from longtake.training.policy import take_logprobs
 from longtake.training.sft_loss import sft_loss
 from longtake.types import Example, Option, Prompt, Take, VideoTokens
 
@@ -186,8 +186,8 @@ def test_sft_gradient_equals_the_librarys(example, model, checkpoint_folder):
     rows, ours, library = both_prompts(example, model)
     line = example.sft_gradient(model, list(zip(rows, ours, strict=True)))
     other = random_tiny(checkpoint_folder, seed=0)
-    batch = sft_batch(library, [response_ids(row, other) for row in rows], other.device)
-    loss = sft_loss(other, batch, batch.num_response_tokens)
+    packed = pack_rows(library, [response_ids(row, other) for row in rows], other.device)
+    loss = sft_loss(other, packed, int(packed.response_mask.sum()))
     loss.backward()
     assert line == f"loss {loss.item():.3f}"
     assert_same_gradients(model, other)

@@ -11,9 +11,8 @@ from longtake.errors import ConfigError
 from longtake.rollout.engine import RolloutRequest, SamplingParams
 from longtake.rollout.transformers_engine import TransformersEngine
 from longtake.testing.models import random_tiny
+from longtake.testing.rows import take_batch, take_logprobs
 from longtake.testing.takes import distributions_slowly, random_prompt, score_slowly
-from longtake.training.batch import take_batch
-from longtake.training.policy import take_logprobs
 
 PARAMS = SamplingParams(num_takes=4, temperature=1.0, max_new_tokens=24, seed=11, step=3)
 

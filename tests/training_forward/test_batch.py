@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longtake.training.batch import pad_prompts, sft_batch, split_by_tokens, take_batch
+from longtake.testing.rows import sft_batch, take_batch
+from longtake.training.batch import pad_prompts, split_by_tokens
 from longtake.types import Prompt, Take, VideoSpan, VideoTokens
 
 CPU = torch.device("cpu")

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from longtake.errors import MismatchError
+from longtake.testing.rows import take_batch, take_logprobs
 from longtake.testing.takes import random_prompt, random_take, score_slowly
-from longtake.training.batch import take_batch
-from longtake.training.policy import compare_logprobs, take_logprobs
+from longtake.training.policy import compare_logprobs
 
 
 def rows_of(model):

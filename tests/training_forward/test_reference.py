@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 
 from longtake.config.sections import LoraConfig, ModelConfig
+from longtake.testing.rows import sft_batch, take_logprobs
 from longtake.testing.takes import random_prompt, random_take
-from longtake.training.batch import sft_batch
 from longtake.training.packed_policy import score_groups
-from longtake.training.policy import take_logprobs
 from longtake.training.reference import Reference
 from longtake.training.trainable import choose_trainable, language_model, training_mode, vision_tower
 

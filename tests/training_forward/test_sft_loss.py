@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from longtake.parallel.packed import pack_rows
 from longtake.testing.takes import random_prompt, random_take, score_slowly
-from longtake.training.batch import sft_batch
 from longtake.training.sft_loss import sft_loss
 
 RESPONSE_LENGTHS = (1, 12, 3, 7, 2, 9, 5, 4)
@@ -23,8 +23,8 @@ def accumulated(model, micro_batch: int, *, naive: bool = False) -> tuple[float,
     total = 0.0
     for start in range(0, 8, micro_batch):
         part = slice(start, start + micro_batch)
-        batch = sft_batch(prompts[part], responses[part], model.device)
-        loss = sft_loss(model, batch, batch.num_response_tokens * (8 // micro_batch) if naive else sum(RESPONSE_LENGTHS))
+        batch = pack_rows(prompts[part], responses[part], model.device)
+        loss = sft_loss(model, batch, int(batch.response_mask.sum()) * (8 // micro_batch) if naive else sum(RESPONSE_LENGTHS))
         loss.backward()
         total += float(loss.detach())
     found = {name: parameter.grad.clone() for name, parameter in model.hf.named_parameters() if parameter.grad is not None}
@@ -41,7 +41,7 @@ def test_the_loss_is_the_mean_cross_entropy_of_all_response_tokens(exact_model):
     prompts, responses = rows_of(exact_model)
     with torch.no_grad():
         scored = [score_slowly(exact_model, prompt, response)[0] for prompt, response in zip(prompts, responses, strict=True)]
-        loss = sft_loss(exact_model, sft_batch(prompts, responses, exact_model.device), sum(RESPONSE_LENGTHS))
+        loss = sft_loss(exact_model, pack_rows(prompts, responses, exact_model.device), sum(RESPONSE_LENGTHS))
     assert len(torch.cat(scored)) == 43
     assert abs(float(loss + torch.cat(scored).mean())) < 1e-12
     assert loss > 1
@@ -62,4 +62,4 @@ def test_gradients_do_not_depend_on_the_micro_batch(exact_model, micro_batch):
 def test_a_count_below_one_is_refused(model):
     prompts, responses = rows_of(model)
     with pytest.raises(ValueError, match="num_tokens"):
-        sft_loss(model, sft_batch(prompts[:1], responses[:1], model.device), 0)
+        sft_loss(model, pack_rows(prompts[:1], responses[:1], model.device), 0)

@@ -29,7 +29,7 @@ def sequence_logprobs(
     model: Model, packed: PackedGroups, mesh: SequenceMesh, temperature: float, *, chunk_rows: int
 ) -> tuple[Tensor, Tensor]:
     """Log-probs [M, R] of the takes' tokens with gradient, and entropies [M, R] without, on every rank of the sequence axis: the values of
-    `training.policy.take_logprobs`.
+    `testing.rows.take_logprobs`.
 
     Every rank of the axis must call it, with the same `packed`; each runs the model once, on padding where it has no token, and scores the
     tokens whose predictors it holds. Raises ConfigError for a Ulysses degree that does not divide the model's query heads.

@@ -8,8 +8,8 @@ from collections import Counter
 from longtake.config.stages import SftConfig
 from longtake.data.render import response_ids
 from longtake.observe.progress import say
+from longtake.parallel.packed import pack_rows
 from longtake.stages.training_run import Asked, TrainingRun
-from longtake.training.batch import sft_batch
 from longtake.training.sft_loss import sft_loss
 from longtake.training.trainable import training_mode
 
@@ -41,7 +41,7 @@ def train_step(run: TrainingRun, config: SftConfig, asked: list[Asked], failures
         if run.model.train_vision:
             prompts = run.with_live_tower([row.example for row in asked[chunk]], prompts)
         with run.phases("update"), training_mode(run.model):
-            loss = sft_loss(run.model, sft_batch(prompts, responses[chunk], run.model.device), num_tokens)
+            loss = sft_loss(run.model, pack_rows(prompts, responses[chunk], run.model.device), num_tokens)
             loss.backward()
             loss_sum += float(loss.detach())
     lr = run.optimizer.lr

@@ -22,10 +22,11 @@ from longtake.models.positions import time_step
 from longtake.models.tiny import build_tiny
 from longtake.observe.lines import JsonLines
 from longtake.observe.progress import Progress, say
+from longtake.parallel.packed import pack_rows
 from longtake.recipes.quickstart import world as quickstart_world
 from longtake.rollout.engine import RolloutRequest, SamplingParams
 from longtake.rollout.transformers_engine import TransformersEngine
-from longtake.training.batch import sft_batch, split_by_tokens
+from longtake.training.batch import split_by_tokens
 from longtake.training.export import export_model
 from longtake.training.optimizer import Optimizer, build_optimizer
 from longtake.training.sft_loss import sft_loss
@@ -210,7 +211,7 @@ def learn(model: Model, optimizer: Optimizer, prompts: Sequence[Prompt], example
     # Live embeddings of one batch hang on one pass through the tower, whose graph is walked once: no parts then.
     parts = [list(range(len(lengths)))] if live(prompts) else split_by_tokens(lengths, MICRO_BATCH_TOKENS)
     for part in parts:
-        loss = sft_loss(model, sft_batch([prompts[i] for i in part], [responses[i] for i in part], model.device), num_tokens)
+        loss = sft_loss(model, pack_rows([prompts[i] for i in part], [responses[i] for i in part], model.device), num_tokens)
         loss.backward()
         total += float(loss.detach())
     optimizer.step()

@@ -10,10 +10,9 @@ from torch import Tensor
 
 from longtake.models.family import Model
 from longtake.models.positions import Grid
+from longtake.testing.rows import sft_batch, take_logprobs
 from longtake.testing.takes import random_prompt, random_take
-from longtake.training.batch import sft_batch
 from longtake.training.packed_policy import ScoredTakes
-from longtake.training.policy import take_logprobs
 from longtake.types import Prompt
 
 Shape = tuple[int, tuple[Grid, ...], tuple[int, ...]]

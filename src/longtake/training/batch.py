@@ -1,6 +1,6 @@
-"""Rows laid out for one forward: prompt then response, right-padded, with explicit positions. Pad, never drop.
+"""Prompts as right-padded rows, as the prefill of a rollout wants them. Pad, never drop. Legend: types.py.
 
-`TakeBatch` is the single place that knows the layout of takes: one row per take. Legend: types.py.
+What is trained on is packed instead: parallel.packed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from longtake.types import Prompt, Take, VideoTokens
+from longtake.types import Prompt, VideoTokens
 
 VideoAt = tuple[int, int, VideoTokens]
 """(row, index of the first placeholder token, what stands there)."""
@@ -30,73 +30,10 @@ class PromptBatch:
     videos: tuple[VideoAt, ...]
 
 
-@dataclass(frozen=True, eq=False)
-class SftBatch:
-    """Rows of prompt and response. A row's padding repeats its last token (never a media placeholder) and is never scored."""
-
-    token_ids: Tensor
-    """int64 [M, T]."""
-    position_ids: Tensor
-    """int64 [A, M, T]; response token r of a row is at `prompt.next_position + r` on every axis."""
-    attention_mask: Tensor
-    """bool [M, T], True on tokens. Rows are right-padded, so causal attention needs no mask to keep padding out of the tokens."""
-    videos: tuple[VideoAt, ...]
-    target_ids: Tensor
-    """int64 [M, R], the response tokens, 0 on padding."""
-    response_mask: Tensor
-    """bool [M, R], True on response tokens."""
-    predictor_index: Tensor
-    """int64 [M, R], the hidden row that predicts each response token: `P - 1 + r`, so the prompt's last token predicts r = 0."""
-
-    @property
-    def num_response_tokens(self) -> int:
-        return int(self.response_mask.sum())
-
-
-@dataclass(frozen=True, eq=False)
-class TakeBatch(SftBatch):
-    """Takes as rows, one prompt per row; R tokens of a take are its response."""
-
-    sampler_logprobs: Tensor
-    """float32 [M, R], 0 on padding."""
-
-
 def pad_prompts(prompts: Sequence[Prompt], device: torch.device, *, multiple: int = 1) -> PromptBatch:
     """Right-padded prompts; T is rounded up to a multiple."""
-    token_ids, position_ids, lengths = _padded(prompts, [prompt.token_ids[:0] for prompt in prompts], multiple)
-    return PromptBatch(token_ids.to(device), position_ids.to(device), lengths.to(device), _videos(prompts))
-
-
-def sft_batch(prompts: Sequence[Prompt], responses: Sequence[Tensor], device: torch.device) -> SftBatch:
-    """Rows of `prompts` [M] with `responses` [M] of int64 [R]; an empty response is allowed and weighs nothing.
-
-    Raises ValueError when there are no rows, not one response per prompt, or prompts with different numbers of position axes.
-    """
-    token_ids, position_ids, lengths = _padded(prompts, responses, multiple=1)
-    prompt_lengths = torch.tensor([len(prompt.token_ids) for prompt in prompts])
-    response_lengths = lengths - prompt_lengths
-    steps = torch.arange(max(1, int(response_lengths.max())))
-    response_mask = steps < response_lengths[:, None]
-    predictor_index = torch.where(response_mask, prompt_lengths[:, None] - 1 + steps, 0)
-    targets = token_ids.gather(1, predictor_index + response_mask)
-    return SftBatch(
-        token_ids=token_ids.to(device),
-        position_ids=position_ids.to(device),
-        attention_mask=(torch.arange(token_ids.shape[1]) < lengths[:, None]).to(device),
-        videos=_videos(prompts),
-        target_ids=torch.where(response_mask, targets, 0).to(device),
-        response_mask=response_mask.to(device),
-        predictor_index=predictor_index.to(device),
-    )
-
-
-def take_batch(prompts: Sequence[Prompt], takes: Sequence[Take], device: torch.device) -> TakeBatch:
-    """Rows of `takes` [M], each with its own prompt (repeat a group's prompt for each of its takes). Raises as `sft_batch`."""
-    rows = sft_batch(prompts, [take.token_ids for take in takes], device)
-    sampler_logprobs = torch.zeros(rows.target_ids.shape, dtype=torch.float32)
-    for row, take in enumerate(takes):
-        sampler_logprobs[row, : len(take.sampler_logprobs)] = take.sampler_logprobs
-    return TakeBatch(**vars(rows), sampler_logprobs=sampler_logprobs.to(device))
+    token_ids, position_ids, lengths = padded_with_positions(prompts, [prompt.token_ids[:0] for prompt in prompts], multiple)
+    return PromptBatch(token_ids.to(device), position_ids.to(device), lengths.to(device), videos_of(prompts))
 
 
 def split_by_tokens(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
@@ -119,7 +56,7 @@ def split_by_tokens(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     return parts
 
 
-def _padded(prompts: Sequence[Prompt], responses: Sequence[Tensor], multiple: int) -> tuple[Tensor, Tensor, Tensor]:
+def padded_with_positions(prompts: Sequence[Prompt], responses: Sequence[Tensor], multiple: int) -> tuple[Tensor, Tensor, Tensor]:
     """Token ids [M, T], position ids [A, M, T] and lengths [M] of prompt + response rows, on the CPU."""
     if not prompts or len(prompts) != len(responses):
         raise ValueError(f"need as many responses as prompts, at least one; got {len(prompts)} prompts, {len(responses)} responses")
@@ -140,5 +77,5 @@ def _padded(prompts: Sequence[Prompt], responses: Sequence[Tensor], multiple: in
     return token_ids, position_ids, torch.tensor(lengths)
 
 
-def _videos(prompts: Sequence[Prompt]) -> tuple[VideoAt, ...]:
+def videos_of(prompts: Sequence[Prompt]) -> tuple[VideoAt, ...]:
     return tuple((row, span.start, span.tokens) for row, prompt in enumerate(prompts) for span in prompt.spans)

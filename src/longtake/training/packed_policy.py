@@ -44,7 +44,7 @@ Learn = Callable[[ScoredTakes], Tensor | None]
 def packed_logprobs(
     model: Model, packed: PackedGroups, temperature: float, *, mesh: SequenceMesh | None = None, chunk_rows: int = CHUNK_ROWS
 ) -> tuple[Tensor, Tensor]:
-    """Log-probs [M, R] of the takes' tokens with gradient, and entropies [M, R] without; the values of `policy.take_logprobs`.
+    """Log-probs [M, R] of the takes' tokens with gradient, and entropies [M, R] without; the values of `testing.rows.take_logprobs`.
 
     With a `mesh` the sequence is spread over its sequence axis, all of whose ranks must call this: see parallel.sequence. The head sees the
     hidden states that predict take tokens only, a chunk at a time. Raises as `attention.packed_hidden` and `sequence_logprobs`.

@@ -195,12 +195,14 @@ def test_a_full_disk_leaves_no_partial_file(tmp_path: Path, monkeypatch: pytest.
 def test_leftovers_of_killed_writers_are_removed_when_old(tmp_path: Path):
     cache = on_disk(tmp_path)
     put(cache, 1)
-    old, young = (token_file(tmp_path, 1).with_name(f".{name}.partial") for name in ("old", "young"))
-    old.write_bytes(b"x"), young.write_bytes(b"x")
+    old, young = (token_file(tmp_path, 1).with_name(f".{name}{token_folder.RESERVED}") for name in ("old", "young"))
+    partial = token_file(tmp_path, 1).with_name(".young.partial")
+    for path in (old, young, partial):
+        path.write_bytes(b"x")
     hours_ago = time.time() - 2 * token_folder.STALE_S
     os.utime(old, (hours_ago, hours_ago))
     assert cache._folder is not None and cache._folder.bytes_used() == token_file(tmp_path, 1).stat().st_size + 1
-    assert (old.exists(), young.exists()) == (False, True)
+    assert (old.exists(), young.exists(), partial.exists()) == (False, True, True)
 
 
 def test_tokens_of_trained_weights_stay_in_the_process_and_go_with_the_weights(tmp_path: Path):

@@ -29,8 +29,10 @@ from longtake.types import VideoTokens
 
 logger = logging.getLogger(__name__)
 
+RESERVED = ".reserved"
+"""Suffix of an empty file as large as one that is being written, so that a recount by another process does not forget it."""
 STALE_S = 3600.0
-"""A partial file this old belongs to a process that was killed."""
+"""A partial file or a marker this old belongs to a process that was killed."""
 COUNT_AGAIN_S = 60.0
 """A full folder is counted again this often, for files that were deleted."""
 
@@ -90,7 +92,7 @@ class TokenFolder:
             return True
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with self._reserved(file_bytes(tokens)) as reserved:
+            with self._reserved(path, file_bytes(tokens)) as reserved:
                 if reserved:
                     with _whole(path) as partial:
                         write_tokens(partial, tokens)
@@ -132,44 +134,58 @@ class TokenFolder:
             logger.info("%s cannot be written: %s", path, error)
 
     def bytes_used(self) -> int:
-        """Bytes of all token files, counted now, of one being written as much as is there. What killed processes left is removed."""
+        """Bytes of all token files, counted now, of one being written all that is reserved. What killed processes left is removed."""
         total = 0
         for path in (self.folder / "tokens").glob("*/*"):
             try:
                 status = path.stat()
-                if path.suffix == ".partial" and time.time() - status.st_mtime > STALE_S:
+                if path.suffix in (".partial", RESERVED) and time.time() - status.st_mtime > STALE_S:
                     path.unlink()
-                else:
+                elif path.suffix != ".partial":
                     total += status.st_size
             except OSError:  # renamed or removed meanwhile
                 continue
         return total
 
     @contextmanager
-    def _reserved(self, size: int) -> Iterator[_Reservation | None]:
-        """Room for `size` bytes, given back unless it is used; None when there is none."""
-        if not self._add(size):
+    def _reserved(self, path: Path, size: int) -> Iterator[_Reservation | None]:
+        """Room for a file of `size` bytes, given back unless it is used; None when there is none."""
+        marker = path.with_name(f".{path.stem}.{uuid.uuid4().hex}{RESERVED}")
+        if not self._take(size, marker):
             yield None
             return
         reservation = _Reservation()
         try:
             yield reservation
         finally:
-            if not reservation.used:
-                self._add(-size)
+            if reservation.used:
+                marker.unlink(missing_ok=True)
+            else:
+                self._give_back(size, marker)
 
-    def _add(self, size: int) -> bool:
-        """Add to the bytes used unless they would be too many. One process at a time."""
+    def _take(self, size: int, marker: Path) -> bool:
+        """Add to the bytes used unless they would be too many. The marker, an empty file of that size, stands for it in a recount."""
         with _locked(self.folder / ".lock"):
-            path = self.folder / "used"
-            used = _read_count(path)
+            used = _read_count(self.folder / "used")
             due = time.monotonic() - self._counted_at_s >= COUNT_AGAIN_S
             if used is None or (used + size > self.max_bytes and due):
                 used, self._counted_at_s = self.bytes_used(), time.monotonic()
             fits = used + size <= self.max_bytes
-            with _whole(path) as partial:
-                partial.write_text(str(max(0, used + size * fits)), encoding="utf-8")
+            if fits:
+                with marker.open("wb") as file:
+                    file.truncate(size)
+            self._write_count(used + size * fits)
             return fits
+
+    def _give_back(self, size: int, marker: Path) -> None:
+        with _locked(self.folder / ".lock"):
+            marker.unlink(missing_ok=True)
+            used = _read_count(self.folder / "used")
+            self._write_count((self.bytes_used() + size if used is None else used) - size)
+
+    def _write_count(self, used: int) -> None:
+        with _whole(self.folder / "used") as partial:
+            partial.write_text(str(max(0, used)), encoding="utf-8")
 
     def _remove_damaged(self, path: Path, stamp: tuple[int, int, int], error: DamagedFileError) -> None:
         self._counts["damaged"] += 1

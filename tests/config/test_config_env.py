@@ -40,7 +40,7 @@ def test_launch(monkeypatch: pytest.MonkeyPatch) -> None:
         env.launch()
     for name, value in zip(names, ("4", "3", "1", "localhost", "29500"), strict=True):
         monkeypatch.setenv(name, value)
-    assert env.launch() == env.Launch(rank=3, local_rank=1, world_size=4)
+    assert env.launch() == env.Launch(rank=3, local_rank=1, world_size=4, address="localhost", port=29500)
     for wrong in ("4", "-1", "x"):
         monkeypatch.setenv("RANK", wrong)
         with pytest.raises(ConfigError, match=r"RANK = .* below WORLD_SIZE = 4"):

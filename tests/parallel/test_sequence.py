@@ -85,11 +85,17 @@ def test_spread_updates_equal_single_ones(model_folder, mesh):
 @pytest.mark.long
 @pytest.mark.parametrize("mesh", MESHES)
 def test_the_whole_product(model_folder, mesh):
-    product = itertools.product(("shared", "naive"), (True, False), SHAPES.values(), BOUNDS, (True, False), (True, False))
-    cases = [Case(*values) for values in product]
-    split = itertools.product(SHAPES.values(), BOUNDS, (True, False), (True, False), (1, 8))
-    cases += [Case("shared", True, *values) for values in split]
-    assert len(cases) == 160 + 80
+    product = itertools.product(("shared", "naive"), (True, False), SHAPES.values(), BOUNDS, (True, False))
+    cases = [
+        Case(layout, packed, shapes, dtype, checkpointing=number % 3 == 0, train_vision=trained)
+        for number, (layout, packed, shapes, dtype, trained) in enumerate(product)
+    ]
+    in_parts = itertools.product(SHAPES.values(), BOUNDS, (1, 8))
+    cases += [
+        Case(shapes=shapes, dtype=dtype, room=room, checkpointing=number % 3 != 0, train_vision=number % 2 == 0)
+        for number, (shapes, dtype, room) in enumerate(in_parts)
+    ]
+    assert len(cases) == 80 + 20
     assert_same(model_folder, mesh, cases, timeout_s=2000)
 
 

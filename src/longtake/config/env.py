@@ -16,6 +16,9 @@ class Launch:
     local_rank: int = 0
     """Among the processes of this node; its GPU."""
     world_size: int = 1
+    address: str = ""
+    """Host and port of the store where the processes meet; empty in a launch of one."""
+    port: int = 0
 
 
 def world_size() -> int:
@@ -33,7 +36,12 @@ def launch() -> Launch:
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if size > 1 and name not in os.environ]
     if missing:
         raise ConfigError(f"WORLD_SIZE = {size}, but no {' and no '.join(missing)}", rule="torchrun sets them all", remedy="use torchrun")
-    return Launch(rank, local_rank, size)
+    if size == 1:
+        return Launch(rank, local_rank)
+    port = os.environ["MASTER_PORT"]
+    if not port.isdecimal():
+        raise ConfigError(f"MASTER_PORT = {port!r} in the environment", rule="it is a number", remedy="use torchrun")
+    return Launch(rank, local_rank, size, os.environ["MASTER_ADDR"], int(port))
 
 
 def _rank(name: str, size: int) -> int:
@@ -43,14 +51,14 @@ def _rank(name: str, size: int) -> int:
     return int(text)
 
 
-def enter_launch(this: Launch, address: str, port: int) -> None:
-    """Make this process one of a launch, as torchrun would; the store listens at `address:port` already. For whoever starts processes."""
+def enter_launch(this: Launch) -> None:
+    """Make this process one of a launch, as torchrun would; the store listens already. For whoever starts processes."""
     os.environ |= {
         "RANK": str(this.rank),
         "LOCAL_RANK": str(this.local_rank),
         "WORLD_SIZE": str(this.world_size),
-        "MASTER_ADDR": address,
-        "MASTER_PORT": str(port),
+        "MASTER_ADDR": this.address,
+        "MASTER_PORT": str(this.port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
     }
 

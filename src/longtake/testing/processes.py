@@ -55,7 +55,8 @@ def run_processes(function: Callable[..., Any], num_processes: int, *args: Any, 
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     with tempfile.TemporaryDirectory() as folder:
         group = [
-            _start(function, Launch(rank, rank, num_processes), store.port, args, Path(folder), timeout_s) for rank in range(num_processes)
+            _start(function, Launch(rank, rank, num_processes, "127.0.0.1", store.port), args, Path(folder), timeout_s)
+            for rank in range(num_processes)
         ]
         try:
             return _results(group, timeout_s)
@@ -66,14 +67,14 @@ def run_processes(function: Callable[..., Any], num_processes: int, *args: Any, 
                 member.answers.close()
 
 
-def _start(function: Callable[..., Any], this: Launch, port: int, args: tuple[Any, ...], folder: Path, timeout_s: float) -> _Running:
+def _start(function: Callable[..., Any], this: Launch, args: tuple[Any, ...], folder: Path, timeout_s: float) -> _Running:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     answers, sender = context.Pipe(duplex=False)
     log = folder / f"rank{this.rank}.log"
     process = context.Process(
         target=_body,
-        args=(function, this, port, _portable(args), sender, str(log), timeout_s),
+        args=(function, this, _portable(args), sender, str(log), timeout_s),
         name=f"rank {this.rank} of {this.world_size}",
         daemon=True,
     )
@@ -82,9 +83,7 @@ def _start(function: Callable[..., Any], this: Launch, port: int, args: tuple[An
     return _Running(process, answers, log)
 
 
-def _body(
-    function: Callable[..., Any], this: Launch, port: int, args: tuple[Any, ...], answers: Connection, log: str, timeout_s: float
-) -> None:
+def _body(function: Callable[..., Any], this: Launch, args: tuple[Any, ...], answers: Connection, log: str, timeout_s: float) -> None:
     """In the new process. What it prints, and the traceback if it raises, goes to its log."""
     with open(log, "wb", buffering=0) as file:
         sys.stdout.flush()
@@ -95,7 +94,7 @@ def _body(
     faulthandler.dump_traceback_later(timeout_s * 0.95, file=2)
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    enter_launch(this, "127.0.0.1", port)
+    enter_launch(this)
     answers.send("started")
     result = function(*_restored(args))
     answers.send(_portable(result))

@@ -103,7 +103,7 @@ def test_torchrun_starts_it(tmp_path):
     script = tmp_path / "started.py"
     script.write_text(
         "import torch\nfrom longtake.parallel.mesh import start_world\n"
-        "with start_world(torch.device('cpu'), 20) as world:\n    print('rank', world.rank, 'of', world.size, flush=True)\n"
+        "with start_world(torch.device('cpu'), 20) as world:\n    print(f'rank {world.rank} of {world.size}\\n', end='', flush=True)\n"
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)

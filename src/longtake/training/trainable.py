@@ -47,6 +47,8 @@ def choose_trainable(model: Model, config: ModelConfig, seed: int = 0) -> dict[s
         language_model(model).gradient_checkpointing_enable({"use_reentrant": False})
         # transformers then hooks the embeddings to require gradients; the videos are written into them in place, which such a leaf forbids.
         language_model(model).disable_input_require_grads()
+        if config.train_vision:
+            model.hf.model.visual.gradient_checkpointing_enable({"use_reentrant": False})
     model.hf.eval()
     counts = parameter_counts(model)
     logger.info("trainable: %d of %d parameters (%d tensors)", counts["trainable"], counts["total"], counts["tensors"])

@@ -335,10 +335,22 @@ class _Walk:
             raise _NotSeekableError  # a packet that gave no frame
 
 
-def load_frames(ref: VideoRef, config: VideoConfig, patch_multiple: int, temporal_patch: int, *, threads: int = 1) -> Frames:
-    """Choose, decode and resize the frames of one video. Raises a `VideoError`."""
+def load_frames(
+    ref: VideoRef,
+    config: VideoConfig,
+    patch_multiple: int,
+    temporal_patch: int,
+    *,
+    groups: tuple[int, int] | None = None,
+    threads: int = 1,
+) -> Frames:
+    """Choose, decode and resize the frames of one video. Raises a `VideoError`.
+
+    `groups`: only those of temporal groups start..stop, bit for bit what they are among all; `sampling` is that of the whole video.
+    """
     with open_source(ref.path, config.limits, threads) as source:
         plan = plan_frames(info_of(source), config, patch_multiple, temporal_patch)
-        decoded = decode_from(source, plan.times_s, (plan.height, plan.width))
+        start, stop = (0, len(plan.times_s)) if groups is None else (groups[0] * temporal_patch, groups[1] * temporal_patch)
+        decoded = decode_from(source, plan.times_s[start:stop], (plan.height, plan.width))
     sampling = Sampling(plan.num_frames, plan.height, plan.width, plan.strategy, RESIZE, plan.reduced, DECODER)
     return Frames(decoded.pixels, decoded.times_s, ref.digest, sampling, decoded.num_decoded)

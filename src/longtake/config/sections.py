@@ -101,6 +101,30 @@ class CacheConfig(Section):
     """Most bytes kept in memory by each process: embeddings that no folder holds, and frames while the tower trains."""
 
 
+class ParallelConfig(Section):
+    """How the processes of a launch (torchrun) share the work. One process: nothing here matters."""
+
+    ulysses: int = Field(default=1, ge=1)
+    """Ranks that share a sequence by exchanging heads for sequence; divides the query heads."""
+    ring: int = Field(default=1, ge=1)
+    """Ranks (of Ulysses groups) that share a sequence by passing its prompt around. ulysses x ring divides the number of processes; what is
+    left of them are data ranks, each with groups of its own."""
+    timeout_s: float = Field(default=1800.0, gt=0)
+    """A collective that waits longer ends the process."""
+    heartbeat_s: float = Field(default=900.0, gt=0)
+    """A rank that hangs, dies or stays behind for so long makes the others stop, with a message that names it; below timeout_s."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.heartbeat_s >= self.timeout_s:
+            raise broken(
+                f"parallel.heartbeat_s = {self.heartbeat_s:g}, parallel.timeout_s = {self.timeout_s:g}",
+                "the heartbeat, which names the rank, speaks before the collective gives up",
+                "lower parallel.heartbeat_s or raise parallel.timeout_s",
+            )
+        return self
+
+
 class LoraConfig(Section):
     """Low-rank adapters (peft) in place of full fine-tuning."""
 

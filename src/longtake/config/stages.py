@@ -15,6 +15,7 @@ from longtake.config.sections import (
     ModelConfig,
     ObserveConfig,
     OptimizerConfig,
+    ParallelConfig,
     PromptConfig,
     RewardConfig,
     RolloutConfig,
@@ -86,6 +87,8 @@ class TrainConfig(Section):
     """AdamW and its schedule."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """When the state is saved."""
+    parallel: ParallelConfig = ParallelConfig()
+    """How the processes of a launch share the work."""
     validation: ValidationConfig | None = None
     """Fixed rows answered every few steps; None: no validation, and no best checkpoint."""
     observe: ObserveConfig = ObserveConfig()
@@ -188,6 +191,8 @@ class EvaluateConfig(Section):
     """Read the generated answer, or compare the log-probs of the option letters (for base models)."""
     rollout: RolloutConfig = RolloutConfig(num_takes=1, temperature=0.0)
     """How answers are generated; greedy by default."""
+    parallel: ParallelConfig = ParallelConfig()
+    """How the processes of a launch share the work: rows are divided over all of them."""
     seed: int = Field(default=0, ge=0)
     """Seed of sampling, for a temperature above 0."""
     num_threads: int | None = Field(default=None, ge=1)

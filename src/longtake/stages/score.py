@@ -1,0 +1,204 @@
+"""`longtake score`: log-probs of given responses to given rows, in one process or spread over the processes of a launch.
+
+Rows are dealt to the data ranks, all rows of a video to the same one. They work in rounds: in each, every data rank scores one batch and
+all tell each other what they found, so that no rank is ever more than a batch ahead of another.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+
+import torch
+
+from longtake.config.env import world_size
+from longtake.config.score import ScoreConfig
+from longtake.data.responses import Line, Response, Scored, Vocabulary, checked, read_responses, write_scored
+from longtake.data.rows import check_failures
+from longtake.errors import ConfigError
+from longtake.models import load_model
+from longtake.models.family import Model
+from longtake.observe.progress import Progress, say
+from longtake.observe.timing import Phases
+from longtake.parallel.collectives import gather_texts
+from longtake.parallel.heartbeat import Heartbeat
+from longtake.parallel.mesh import SequenceMesh, World, start_world
+from longtake.stages.score_units import Prompts, Rows, Unit, batches, score_batch
+from longtake.types import Failure, Row
+
+Outcome = Scored | Failure
+MAX_TOLD = 5
+"""Errors said aloud; all of them are in the file."""
+
+
+def run(config: ScoreConfig) -> None:
+    """Write every line of config.responses, in its order, with its log-probs or its error into config.out. Only rank 0 writes.
+
+    Raises ConfigError for a launch that the layout does not fit, RowError after writing when more responses could not be scored than
+    data.max_failed_fraction allows.
+    """
+    started = time.perf_counter()
+    check_launch(config)
+    check_out(config)
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    on_gpu = config.model.device != "cpu" and torch.cuda.is_available()
+    parallel = config.parallel
+    with start_world(torch.device("cuda" if on_gpu else "cpu"), parallel.timeout_s) as world:
+        with Heartbeat(world.launch, parallel.heartbeat_s) as heartbeat:
+            job = prepare(config, world, heartbeat)
+            outcomes = score_all(job)
+        if world.rank == 0:
+            write_scored(config.out, job.lines, outcomes, entropies=config.entropies)
+            tell(job, outcomes, time.perf_counter() - started)
+    if world.rank == 0:
+        check_failures(outcomes, config.data.max_failed_fraction)
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """What a process of the launch works with."""
+
+    config: ScoreConfig
+    world: World
+    mesh: SequenceMesh
+    heartbeat: Heartbeat
+    model: Model
+    prompts: Prompts
+    lines: list[Line]
+    rows: dict[int, Row]
+    """By problem_id, those that some response answers."""
+    failed: dict[int, Failure]
+    """By their place among all, the responses of which it is known without any video that they cannot be scored."""
+    phases: Phases = field(default_factory=Phases)
+
+
+def check_launch(config: ScoreConfig) -> None:
+    ring, ulysses = config.degrees
+    if world_size() % (ring * ulysses):
+        raise ConfigError(
+            f"sp = {ring * ulysses} in a launch of {world_size()} processes",
+            rule="sp divides the number of processes",
+            remedy=f"start `torchrun --nproc-per-node {ring * ulysses} -m longtake score ...` (or a multiple of it), or lower sp",
+        )
+
+
+def check_out(config: ScoreConfig) -> None:
+    if config.out.is_dir():
+        raise ConfigError(f"out = {config.out} is a folder", rule="out is a file", remedy="name a file in it")
+    given = [path for path in (config.responses, config.data.rows) if path.resolve() == config.out.resolve()]
+    if given:
+        raise ConfigError(f"out = {config.out} is read too", rule="nothing that was given is replaced", remedy="choose another out")
+
+
+def prepare(config: ScoreConfig, world: World, heartbeat: Heartbeat) -> Job:
+    """Load the model, read rows and responses."""
+    model, phases = load_model(config.model), Phases()
+    size = model.hf.get_input_embeddings().num_embeddings
+    lines = read_responses(config.responses, Vocabulary(size, frozenset(model.banned_ids.tolist())))
+    rows, known, failed = Rows(config), dict[int, Row](), dict[int, Failure]()
+    for place, line in enumerate(lines):
+        content = line.content if isinstance(line.content, Failure) else rows.find(line.content.problem_id)
+        if isinstance(content, Failure):
+            failed[place] = content
+        else:
+            known[content.problem_id] = content
+    mesh = world.sequence_mesh(*config.degrees)
+    return Job(config, world, mesh, heartbeat, model, Prompts(config, model, mesh.sequence, phases), lines, known, failed, phases)
+
+
+def score_all(job: Job) -> list[Outcome]:
+    """Of all lines, on every rank, in rounds: see the head of this file."""
+    outcomes: dict[int, Outcome] = dict(job.failed)
+    failed: dict[int, Failure] = {}
+    work = batches(units(job, failed), job.config.max_tokens)
+    with Progress("score", total=len(job.lines), enabled=job.world.rank == 0, done=len(outcomes)) as progress:
+        more, number = True, 0
+        while more:
+            number += 1
+            job.heartbeat.beat(f"round {number} of scoring")
+            batch = next(work, None)
+            found = score(job, batch) if batch else {}
+            news, more = exchange(job, {**found, **failed}, batch is not None)
+            failed.clear()
+            outcomes |= news
+            progress.advance(len(news))
+    if job.mesh.sequence.rank == 0:
+        job.prompts.index.save()
+    return [outcomes[place] for place in range(len(job.lines))]
+
+
+def score(job: Job, batch: Sequence[Unit]) -> dict[int, Outcome]:
+    with job.phases("score"):
+        scored = score_batch(job.model, batch, job.config, job.mesh)
+    return {place: checked(one, response_at(job, place)) for place, one in scored.items()}
+
+
+def units(job: Job, failed: dict[int, Failure]) -> Iterator[Unit]:
+    """The work of this data rank, prompts made as they are wanted. Responses to a row that fails are put into `failed`."""
+    for problem_id, places in dealt(job):
+        prompt = job.prompts.prompt(job.rows[problem_id])
+        if isinstance(prompt, Failure):
+            failed |= dict.fromkeys(places, prompt)
+            continue
+        unit = Unit(prompt, tuple(response_at(job, place).token_ids for place in places), tuple(places))
+        yield from unit.rows() if job.config.layout == "naive" else [unit]
+
+
+def dealt(job: Job) -> list[tuple[int, list[int]]]:
+    """(problem_id, places of its responses) of this data rank; rows of one video behind each other."""
+    by_video: dict[str, dict[int, list[int]]] = {}
+    for place in range(len(job.lines)):
+        if place not in job.failed:
+            problem_id = response_at(job, place).problem_id
+            video = job.rows[problem_id].videos or f"row {problem_id}"
+            by_video.setdefault(video, {}).setdefault(problem_id, []).append(place)
+    mine = list(by_video.values())[job.mesh.data_rank :: job.mesh.num_data]
+    return [group for groups in mine for group in groups.items()]
+
+
+def response_at(job: Job, place: int) -> Response:
+    content = job.lines[place].content
+    assert isinstance(content, Response)
+    return content
+
+
+def exchange(job: Job, own: dict[int, Outcome], worked: bool) -> tuple[dict[int, Outcome], bool]:
+    """What all data ranks found in this round, and whether any still worked."""
+    told = {place: asdict(outcome) for place, outcome in own.items()} if job.mesh.sequence.rank == 0 else {}
+    answers = [json.loads(text) for text in gather_texts(json.dumps({"worked": worked, "found": told}), job.world.axis)]
+    news = {int(place): outcome_of(record) for answer in answers for place, record in answer["found"].items()}
+    return news, any(answer["worked"] for answer in answers)
+
+
+def outcome_of(record: dict[str, object]) -> Outcome:
+    kind: type[Scored] | type[Failure] = Scored if "logprobs" in record else Failure
+    return kind(**record)  # type: ignore[arg-type]
+
+
+def tell(job: Job, outcomes: Sequence[Outcome], seconds: float) -> None:
+    """The first few errors, each once, and the summary."""
+    messages = list(dict.fromkeys(outcome.message for outcome in outcomes if isinstance(outcome, Failure)))
+    for message in messages[:MAX_TOLD]:
+        say(f"score: {message}", style="yellow")
+    if len(messages) > MAX_TOLD:
+        say(f"score: and {len(messages) - MAX_TOLD} more errors, each in its line of {job.config.out}", style="yellow")
+    say(summary(job, outcomes, seconds))
+
+
+def summary(job: Job, outcomes: Sequence[Outcome], seconds: float) -> str:
+    """One line that counts everything."""
+    scored = [outcome for outcome in outcomes if isinstance(outcome, Scored)]
+    kinds = Counter(outcome.kind for outcome in outcomes if isinstance(outcome, Failure))
+    told = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())
+    ring, ulysses = job.config.degrees
+    phases = ", ".join(f"{name} {spent:.1f}" for name, spent in job.phases.seconds.items())
+    return (
+        f"score: {len(outcomes)} responses to {len(job.rows)} rows: {len(scored)} scored, "
+        f"{sum(len(one.logprobs) for one in scored)} tokens; {kinds.total()} failed{f' ({told})' if told else ''}; "
+        f"{job.config.layout} on {job.world.size} processes, sp {ring * ulysses} (ring {ring} x Ulysses {ulysses}); "
+        f"{seconds:.1f} s{f' ({phases})' if phases else ''}: {job.config.out}"
+    )

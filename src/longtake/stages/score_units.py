@@ -1,0 +1,143 @@
+"""What `longtake score` computes with: prompts that all ranks of a sequence agree on, batches of them, their log-probs in either layout."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+
+import torch
+from torch import Tensor
+
+from longtake.config.score import ScoreConfig
+from longtake.data.embedding_cache import EmbeddingCache, digest_index
+from longtake.data.render import render_prompt
+from longtake.data.responses import Scored, failure_of
+from longtake.data.rows import check_row, chosen, read_rows
+from longtake.data.videos import VideoSource
+from longtake.errors import MismatchError, PathError, PromptTooLongError, RowError, VideoError
+from longtake.models.family import Model
+from longtake.observe.timing import Phases
+from longtake.parallel.collectives import gather_texts
+from longtake.parallel.mesh import Axis, SequenceMesh
+from longtake.parallel.packed import pack_rows
+from longtake.training.packed_policy import ScoredTakes, packed_logprobs, score_groups
+from longtake.types import Failure, Prompt, Row
+
+
+class Rows:
+    """The rows that responses may answer, by problem_id. Nothing is read of a video until its prompt is wanted."""
+
+    def __init__(self, config: ScoreConfig) -> None:
+        items = [item for item in read_rows(config.data.rows) if chosen(item, config.data.categories)][: config.data.max_rows]
+        self._name = config.data.rows.name
+        self._rows: dict[int, Row | Failure] = {}
+        for item in items:
+            # A failure wins: of two rows with one id nobody knows which was answered.
+            if item.problem_id is not None and not isinstance(self._rows.get(item.problem_id), Failure):
+                self._rows[item.problem_id] = item
+
+    def find(self, problem_id: int) -> Row | Failure:
+        """The row as it stands in the file; a Failure for one that cannot be read or is not there."""
+        if problem_id in self._rows:
+            return self._rows[problem_id]
+        error = RowError(
+            f"problem_id {problem_id} is in no row of {self._name}",
+            rule="a response answers one of the rows that data.categories and data.max_rows leave",
+            remedy="correct the problem_id, or give the rows that were answered in data.rows",
+        )
+        return failure_of(error, problem_id)
+
+
+class Prompts:
+    """Makes the prompts of rows, each video decoded and encoded once per process."""
+
+    def __init__(self, config: ScoreConfig, model: Model, axis: Axis, phases: Phases) -> None:
+        """`axis`: the ranks that share a sequence."""
+        self._config, self._model, self._axis = config, model, axis
+        self.index = digest_index(config.cache, None, config.video.limits.max_bytes)
+        self._source = VideoSource(model, config.video, phases, EmbeddingCache(config.cache))
+
+    def prompt(self, row: Row) -> Prompt | Failure:
+        """The same on every rank of the axis, all of which must ask; what fails on one fails on all."""
+        return agreed(self._own(row), row, self._axis)
+
+    def _own(self, row: Row) -> Prompt | Failure:
+        data = self._config.data
+        root = data.rows.parent if data.root is None else data.root
+        try:
+            example = check_row(row, root, self.index if data.with_video else None, with_subtitles=data.with_subtitles)
+            tokens = self._source.tokens(example.video) if example.video is not None else None
+            return render_prompt(example, tokens, self._model, self._config.prompt)
+        except (RowError, PathError, VideoError, PromptTooLongError) as error:
+            return failure_of(error, row.problem_id, "video" if isinstance(error, VideoError) else "prompt")
+
+
+def agreed(own: Prompt | Failure, row: Row, axis: Axis) -> Prompt | Failure:
+    """`own` where every rank of the axis found the same, else a Failure on all of them."""
+    told = [json.loads(text) for text in gather_texts(json.dumps(asdict(own) if isinstance(own, Failure) else own.digest), axis)]
+    failures = [one for one in told if isinstance(one, dict)]
+    if failures:
+        return Failure(**failures[0])
+    if len(set(told)) == 1:
+        return own
+    error = MismatchError(
+        f"problem {row.problem_id}: its prompt is not the same in all processes",
+        rule="processes that share a sequence read the same rows, videos and weights with the same libraries",
+        remedy="compare the files, and the versions of PyAV and transformers, on all machines",
+    )
+    return failure_of(error, row.problem_id, "prompt")
+
+
+@dataclass(frozen=True, eq=False)
+class Unit:
+    """Responses behind one copy of their prompt."""
+
+    prompt: Prompt
+    responses: tuple[Tensor, ...]
+    lines: tuple[int, ...]
+    """The place of each response among all."""
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.prompt.token_ids) + sum(map(len, self.responses))
+
+    def rows(self) -> Iterator[Unit]:
+        """One per response."""
+        for response, line in zip(self.responses, self.lines, strict=True):
+            yield replace(self, responses=(response,), lines=(line,))
+
+
+def batches(units: Iterable[Unit], max_tokens: int) -> Iterator[list[Unit]]:
+    """Units of at most `max_tokens` together, in their order; a larger one is alone."""
+    batch: list[Unit] = []
+    for unit in units:
+        if batch and sum(other.num_tokens for other in batch) + unit.num_tokens > max_tokens:
+            yield batch
+            batch = []
+        batch.append(unit)
+    if batch:
+        yield batch
+
+
+@torch.no_grad()
+def score_batch(model: Model, batch: Sequence[Unit], config: ScoreConfig, mesh: SequenceMesh) -> dict[int, Scored]:
+    """What each response's tokens are worth, by its place among all. Every rank of the sequence axis must call it with the same batch."""
+    lines = [line for unit in batch for line in unit.lines]
+    results: dict[int, Scored] = {}
+
+    def note(takes: ScoredTakes) -> None:
+        logprobs, entropy, mask = takes.logprobs.cpu(), takes.entropy.cpu(), takes.mask.cpu()
+        for place, take in enumerate(takes.takes):
+            tokens = mask[place]
+            results[lines[take]] = Scored(logprobs[place, tokens].tolist(), entropy[place, tokens].tolist())
+
+    prompts = [unit.prompt for unit in batch]
+    if config.layout == "shared":
+        responses = [unit.responses for unit in batch]
+        score_groups(model, prompts, responses, config.temperature, note, max_tokens=config.max_tokens, mesh=mesh)
+        return results
+    packed = pack_rows(prompts, [unit.responses[0] for unit in batch], model.device)
+    logprobs, entropy = packed_logprobs(model, packed, config.temperature, mesh=mesh)
+    note(ScoredTakes(tuple(range(len(batch))), logprobs, entropy, packed.response_mask))
+    return results

@@ -101,6 +101,10 @@ class MismatchError(LongtakeError):
     """Sampler and policy disagree on the same tokens by more than the threshold."""
 
 
+class OtherRankFailedError(LongtakeError):
+    """What all ranks share cannot be had, because another rank failed."""
+
+
 class StopRequested(Exception):
     """SIGTERM or Ctrl-C arrived; the stage has saved and leaves. The message says what was saved."""
 

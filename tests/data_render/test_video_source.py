@@ -15,6 +15,7 @@ from longtake.data.videos import VideoSource
 from longtake.errors import VideoDamagedError, VideoError
 from longtake.observe.digest import file_digest
 from longtake.observe.timing import Phases
+from longtake.parallel.chunks import VideoSize
 from longtake.testing.models import random_tiny
 from longtake.types import Frames, Sampling, VideoRef
 from longtake.video.encode import VideoWriter
@@ -37,14 +38,17 @@ def decodes(monkeypatch):
     """Counts calls of the decoder and stands in for it: pixels follow from the digest of the file."""
     calls = []
 
-    def load_frames(ref, config, patch_multiple, temporal_patch):
+    def load_frames(ref, config, patch_multiple, temporal_patch, groups=(0, 2)):
         calls.append(ref.digest)
         if "damaged" in ref.digest:
             raise VideoDamagedError(f"{ref.path.name} is damaged", rule="a video decodes", remedy="mend it")
         pixels = np.random.default_rng(list(ref.digest.encode())).integers(0, 256, (4, 56, 56, 3), dtype=np.uint8)
-        return Frames(pixels, np.array([0.0, 1.0, 2.0, 6.0]), ref.digest, Sampling(4, 56, 56, "uniform", "area"), 9)
+        part = slice(2 * groups[0], 2 * groups[1])
+        times_s = np.array([0.0, 1.0, 2.0, 6.0])[part]
+        return Frames(pixels[part], times_s, ref.digest, Sampling(4, 56, 56, "uniform", "area"), 9)
 
     monkeypatch.setattr(videos, "load_frames", load_frames)
+    monkeypatch.setattr(VideoSource, "_size", lambda self, ref: VideoSize(2, 4))
     return calls
 
 
@@ -130,16 +134,46 @@ def test_update_without_a_new_version_is_noticed_too(tmp_path, decodes):
     assert not torch.equal(source.tokens(ref("a")).embeddings, before.embeddings)
 
 
-def test_gradients_are_fresh_and_never_kept(tmp_path, decodes):
+def test_prepared_tokens_collect_gradients_that_reach_the_tower(tmp_path, decodes):
+    """Encoded once for rollout and update; the gradient is that of plain autograd through the tower."""
     model = random_tiny(tmp_path, train_vision=True)
     source = VideoSource(model, CONFIG, Phases())
-    kept = source.tokens(ref("a"))
-    graph = source.tokens(ref("a"), gradients=True)
-    assert graph.embeddings.requires_grad and not kept.embeddings.requires_grad
-    assert graph.digest == kept.digest
-    torch.testing.assert_close(graph.embeddings.detach(), kept.embeddings, rtol=0, atol=1e-6)
-    assert source.tokens(ref("a"), gradients=True) is not graph
-    assert source.tokens(ref("a")) is kept
+    source.prepare([ref("a"), ref("b")])
+    tokens = source.tokens(ref("a"))
+    assert source.tokens(ref("a")) is tokens and tokens.embeddings.requires_grad and tokens.embeddings.is_leaf
+    (tokens.embeddings**2).sum().backward()
+    source.backward()
+    found = {name: weight.grad.clone() for name, weight in model.hf.model.visual.named_parameters()}
+    model.hf.zero_grad()
+    (model.encode(videos.load_frames(ref("a"), CONFIG, 28, 2), CONFIG.encode_groups, gradients=True).embeddings ** 2).sum().backward()
+    for name, weight in model.hf.model.visual.named_parameters():
+        torch.testing.assert_close(found[name], weight.grad, rtol=1e-5, atol=1e-6)
+    assert source.metrics()["encode/groups"] == 2 * 2 + 2  # two videos of two groups, and the reference
+    source.release()
+    assert not source.tokens(ref("a")).embeddings.requires_grad
+
+
+def test_prepared_again_after_an_update(tmp_path, decodes):
+    model = random_tiny(tmp_path, train_vision=True)
+    source = VideoSource(model, CONFIG, Phases())
+    source.prepare([ref("a")])
+    before = source.tokens(ref("a"))
+    source.prepare([ref("a")])
+    assert source.tokens(ref("a")) is before
+    with torch.no_grad():
+        model.hf.model.visual.merger.mlp[0].weight.mul_(1.5)
+    source.prepare([ref("a")], again=True)
+    assert not torch.equal(source.tokens(ref("a")).embeddings, before.embeddings)
+
+
+def test_a_prepared_video_that_fails_is_an_error_of_its_tokens(tmp_path, decodes):
+    source = VideoSource(random_tiny(tmp_path, train_vision=True), CONFIG, Phases())
+    source.prepare([ref("damaged"), ref("a")])
+    with pytest.raises(VideoDamagedError, match="damaged is damaged"):
+        source.tokens(ref("damaged"))
+    assert source.tokens(ref("a")).grid == (2, 4, 4)
+    metrics = source.metrics()
+    assert metrics["video/failed"] == 1 and metrics["video/encoded"] == 1
 
 
 def test_real_file(model, tmp_path):

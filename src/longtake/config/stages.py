@@ -126,7 +126,8 @@ class RlConfig(TrainConfig):
     updates_per_step: int = Field(default=1, ge=1)
     """Optimizer steps per batch of takes (mini-batches of groups); 1 is exactly on-policy."""
     micro_batch_tokens: int = Field(default=32_768, ge=1)
-    """Tokens per forward, each prompt counted once with its takes behind it; a larger group is split. Changes memory, never the result."""
+    """Tokens per forward and rank, each prompt counted once with its takes behind it; a larger group is split. Changes memory, never the
+    result."""
     rollout: RolloutConfig = RolloutConfig()
     """How takes are sampled."""
     algorithm: AlgorithmConfig = AlgorithmConfig()

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Sequence
+from functools import partial
 
 from longtake.config.sections import VideoConfig
 from longtake.data.embedding_cache import EmbeddingCache
+from longtake.data.prepared_videos import ALONE, LiveBatch, PlannedVideo, as_leaf, first_writes, missing_anywhere
 from longtake.data.token_folder import Answer
-from longtake.errors import VideoDamagedError, VideoError
+from longtake.errors import LongtakeError, VideoDamagedError, VideoError
 from longtake.models.family import Model
 from longtake.models.positions import time_step
 from longtake.observe.digest import digest_of
 from longtake.observe.timing import Phases
-from longtake.types import Frames, VideoRef, VideoTokens
+from longtake.parallel.chunks import VideoSize
+from longtake.parallel.encode import EncodedBatch, Encoder
+from longtake.parallel.mesh import Axis
+from longtake.types import FrameFacts, Frames, VideoRef, VideoTokens
 from longtake.video.decode import DECODER, load_frames
+from longtake.video.probe import probe
+from longtake.video.sample import plan_frames
 
 logger = logging.getLogger(__name__)
 
@@ -25,9 +33,21 @@ class VideoSource:
     Looked up first is the request: the digest of the file's bytes, the sampling, the decoder, the model's side. A request answered before,
     in this process or by another that filled the same folder, needs no decoding. A frozen tower: embeddings are kept. A trained
     tower: frames are kept, and embeddings only until its weights change.
+
+    `axis`: ranks that encode together what `prepare` is told, each some chunks of each video (data.prepared_videos).
+    `hold_graphs`: a trained tower keeps its graph from `prepare` to `backward`; otherwise its chunks run again there, one at a time.
     """
 
-    def __init__(self, model: Model, config: VideoConfig, phases: Phases, cache: EmbeddingCache | None = None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        config: VideoConfig,
+        phases: Phases,
+        cache: EmbeddingCache | None = None,
+        *,
+        axis: Axis = ALONE,
+        hold_graphs: bool = True,
+    ) -> None:
         if config.max_pixels_per_frame is None:
             config = config.model_copy(update={"max_pixels_per_frame": max(model.max_pixels_per_frame, config.min_pixels_per_frame)})
         self._model, self._config, self._phases = model, config, phases
@@ -37,21 +57,59 @@ class VideoSource:
         self._counts: Counter[str] = Counter()
         self._noted: set[str] = set()
         self._max_deviation_s = 0.0
+        self._axis, self._hold_graphs = axis, hold_graphs
+        self._prepared: dict[str, VideoTokens | LongtakeError] = {}
+        self._live: list[LiveBatch] = []
 
-    def tokens(self, ref: VideoRef, *, gradients: bool = False) -> VideoTokens:
-        """The tokens of one video. Raises VideoError (counted); nothing ever stands in for a video that fails.
+    def prepare(self, refs: Sequence[VideoRef], *, again: bool = False) -> None:
+        """Encode what is not there yet, all ranks of the axis together; every rank calls this with the same videos.
 
-        `gradients`: encode now, with the graph of the tower, and keep nothing of it; for the update of a trained tower.
+        A frozen tower in one process has no use for it. A trained tower: the tokens collect gradients until `backward`; `again`: the
+        weights have moved, so even what was prepared is encoded anew. A video that fails is an error of `tokens`, on every rank.
         """
-        if gradients:
-            return self._encode(self._load(ref), gradients=True)
+        if self._axis.size == 1 and not self._model.train_vision:
+            return
+        wanted = {self._request(ref): ref for ref in refs}
+        if not again:
+            wanted = {request: ref for request, ref in wanted.items() if request not in self._prepared}
+        if self._model.train_vision:
+            self._prepare_live(wanted)
+            return
+        for request, ref in wanted.items():
+            found = self.cache.find(request)
+            if found is not None:
+                self._note(ref, found[1])
+                self._prepared[request] = found[0]
+        missing = missing_anywhere([request for request in wanted if request not in self._prepared], self._axis)
+        todo = {request: ref for request, ref in wanted.items() if request in missing}
+        if todo:
+            self._prepare_frozen(todo)
+
+    def backward(self) -> None:
+        """Trained tower: what losses left in the prepared tokens goes on into its weights. Shares of all ranks add up."""
+        for live in self._live:
+            live.backward()
+        self._live.clear()
+
+    def release(self) -> None:
+        """Let go of what was prepared."""
+        self._prepared.clear()
+        self._live.clear()
+
+    def tokens(self, ref: VideoRef) -> VideoTokens:
+        """The tokens of one video. Raises VideoError (counted); nothing ever stands in for a video that fails."""
         tower, request = self._tower(), self._request(ref)
+        prepared = self._prepared.get(request)
+        if isinstance(prepared, LongtakeError):
+            raise prepared
+        if prepared is not None:
+            return prepared
         found = self.cache.find(request)
         if found is not None:
             self._note(ref, found[1])
             return found[0]
         frames = self._load(ref)
-        answer = self._answer(frames)
+        answer = self._answer(frames.facts)
         self._note(ref, answer)
         tokens = self.cache.get(answer.tokens)
         if tokens is not None:  # another sampling chose the same frames
@@ -73,9 +131,71 @@ class VideoSource:
     def _request(self, ref: VideoRef) -> str:
         return digest_of("video request 1", ref.digest, self._frames_settings, self._model.encoder_digest(self._config.encode_groups))
 
-    def _encode(self, frames: Frames, *, gradients: bool = False) -> VideoTokens:
+    def _prepare_frozen(self, todo: dict[str, VideoRef]) -> None:
+        """Each rank keeps every video of the step; with a folder that all share, the first writes and the others map its files."""
+        batch = self._encode_together(todo, hold_graphs=False)
+        found = dict(zip(todo, zip(batch.gather(), batch.results, strict=True), strict=True))
+
+        def keep() -> None:
+            for request, (tokens, result) in found.items():
+                if tokens is None or isinstance(tokens, LongtakeError) or isinstance(result, LongtakeError):
+                    continue
+                answer = self._answer(result.facts)
+                self._note(todo[request], answer)
+                stored = self.cache.find(request)
+                self._prepared[request] = stored[0] if stored is not None else self.cache.put(request, tokens, answer)
+
+        first_writes(keep, self._axis)
+        self._keep_errors(todo, batch)
+
+    def _prepare_live(self, todo: dict[str, VideoRef]) -> None:
+        batch = self._encode_together(todo, hold_graphs=self._hold_graphs)
+        leaves = [as_leaf(tokens) if isinstance(tokens, VideoTokens) else None for tokens in batch.gather()]
+        for (request, ref), leaf, result in zip(todo.items(), leaves, batch.results, strict=True):
+            if leaf is not None and not isinstance(result, LongtakeError):
+                self._note(ref, self._answer(result.facts))
+                self._prepared[request] = leaf
+        self._keep_errors(todo, batch)
+        self._live.append(LiveBatch(batch, leaves))
+
+    def _keep_errors(self, todo: dict[str, VideoRef], batch: EncodedBatch) -> None:
+        """Counted on the first rank alone: metrics add up over ranks."""
+        failed = {request: result for request, result in zip(todo, batch.results, strict=True) if isinstance(result, LongtakeError)}
+        self._prepared.update(failed)
+        if self._axis.rank == 0:
+            self._counts["failed"] += len(failed)
+            self._counts["encoded"] += len(todo) - len(failed)
+
+    def _encode_together(self, todo: dict[str, VideoRef], *, hold_graphs: bool) -> EncodedBatch:
+        encoder = Encoder(self._model, self._config.encode_groups, self._axis, self._phases, hold_graphs)
+        return encoder.encode([PlannedVideo(partial(self._size, ref), partial(self._load_part, ref)) for ref in todo.values()])
+
+    def _size(self, ref: VideoRef) -> VideoSize:
+        _refuse_changed(ref)
+        info = probe(ref.path, self._config.limits)
+        plan = plan_frames(info, self._config, self._model.patch_multiple, self._model.temporal_patch)
+        num_groups = plan.num_frames // self._model.temporal_patch
+        return VideoSize(num_groups, plan.num_tokens // num_groups)
+
+    def _load_part(self, ref: VideoRef, start: int, stop: int) -> Frames:
+        """Frames of temporal groups start..stop."""
+        key = f"frames {digest_of(ref.digest, self._frames_settings)} {start} {stop}"
+        kept: Frames | None = self.cache.kept(key)
+        if kept is not None:
+            return kept
+        with self._phases("decode"):
+            _refuse_changed(ref)
+            frames = load_frames(ref, self._config, self._model.patch_multiple, self._model.temporal_patch, groups=(start, stop))
+            _refuse_changed(ref)
+        self._counts["decoded"] += start == 0
+        self._counts["frames_decoded"] += frames.num_decoded
+        if self._model.train_vision:
+            self.cache.keep(key, frames, frames.pixels.nbytes)
+        return frames
+
+    def _encode(self, frames: Frames) -> VideoTokens:
         with self._phases("encode"):
-            tokens = self._model.encode(frames, self._config.encode_groups, gradients=gradients)
+            tokens = self._model.encode(frames, self._config.encode_groups)
         self._counts["encoded"] += 1
         return tokens
 
@@ -106,10 +226,10 @@ class VideoSource:
         self.cache.drop_stale(name)
         return name if self._model.tower_has_changed() else None
 
-    def _answer(self, frames: Frames) -> Answer:
-        _, deviation_s = time_step(frames.times_s, self._model.temporal_patch)
-        digest = self._model.tokens_digest(frames.facts, self._config.encode_groups)
-        return Answer(digest, frames.sampling.reduced, deviation_s)
+    def _answer(self, facts: FrameFacts) -> Answer:
+        _, deviation_s = time_step(facts.times_s, self._model.temporal_patch)
+        digest = self._model.tokens_digest(facts, self._config.encode_groups)
+        return Answer(digest, facts.sampling.reduced, deviation_s)
 
     def _note(self, ref: VideoRef, answer: Answer) -> None:
         """Once per video and source, whether it was decoded now or is in the cache from before."""

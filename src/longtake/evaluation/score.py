@@ -115,7 +115,7 @@ def _evaluate(
     advance: Callable[[int], None] | None,
 ) -> list[AnswerRecord]:
     """`chunk` rows at a time, so that only their videos are in memory. Each answer takes the place of its own row."""
-    items = _without_borrowed_ids(items)
+    items = without_borrowed_ids(items)
     refuse_repeated((item.problem_id, frames) for item in items)  # now, and not after hours of decoding
     records: list[AnswerRecord] = []
     for start in range(0, len(items), chunk):
@@ -128,7 +128,7 @@ def _evaluate(
     return records
 
 
-def _without_borrowed_ids(items: Sequence[Item]) -> list[Item]:
+def without_borrowed_ids(items: Sequence[Item]) -> list[Item]:
     """A row that failed because its id is another row's keeps its place in the denominator, but not that id."""
     own: set[int | None] = {item.problem_id for item in items if isinstance(item, Example)}
     kept: list[Item] = []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -14,10 +16,25 @@ CONSOLE = Console(stderr=True, highlight=False)
 """The one console for people. stdout belongs to results (`--json`)."""
 
 PLAIN_EVERY_S = 20.0
+ERROR_STYLE = "red"
+_muted = False
+
+
+@contextmanager
+def muted(quiet: bool = True) -> Iterator[None]:
+    """While it lasts `say` tells nothing but errors, and no progress is shown: for processes beside the one that speaks."""
+    global _muted
+    before, _muted = _muted, quiet
+    try:
+        yield
+    finally:
+        _muted = before
 
 
 def say(text: str, style: str | None = None) -> None:
     """One line for the user on stderr; does not tear a live progress line. The text is printed as it is, never as markup."""
+    if _muted and style != ERROR_STYLE:
+        return
     CONSOLE.print(text, style=style, markup=False, soft_wrap=True)
 
 
@@ -36,7 +53,7 @@ class Progress:
         self._start_done = done
         self._start = self._printed = time.monotonic()
         self._figures = ""
-        self._enabled = enabled
+        self._enabled = enabled and not _muted
         self._plain_every_s = plain_every_s
         self._live: LiveProgress | None = None
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 from rich.console import Console
@@ -24,6 +26,8 @@ from longtake.models.family import Model
 from longtake.observe.progress import Progress
 from longtake.observe.timing import Phases
 from longtake.rollout.transformers_engine import TransformersEngine
+from longtake.stages.shared_evaluation import share_evaluation
+from longtake.stages.team import Team, joined
 
 BLIND = 0
 """Number of frames written into the records of an evaluation without video."""
@@ -35,19 +39,31 @@ def run(config: EvaluateConfig) -> Summary:
     Blind (data.with_video false), numbers of frames mean nothing: the rows are answered once, under 0 frames.
     """
     _check(config)
+    with joined(config.parallel, config.model.device) as team:
+        return evaluate(config, team)
+
+
+def evaluate(config: EvaluateConfig, team: Team) -> Summary:
+    """Each process of the launch answers some rows; the first writes and prints."""
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     started, phases = time.perf_counter(), Phases()
     index = digest_index(config.cache, None, config.video.limits.max_bytes)
-    items, model = read_examples(config.data, index), load_model(config.model)
-    index.save()
+    with team.first_ahead():
+        items = read_examples(config.data, index)
+        index.save()
+    model = load_model(config.model)
     cache = EmbeddingCache(config.cache)
     frames = sorted(set(config.frames) or {config.video.max_frames}) if config.data.with_video else [BLIND]
     records: list[AnswerRecord] = []
-    with Progress(f"evaluate {config.out.name}", total=len(frames) * len(items)) as progress:
+    with Progress(f"evaluate {config.out.name}", total=len(frames) * len(items) // team.world.size) as progress:
         for count in frames:
-            records += evaluate_at(config, model, items, count, phases, progress, cache)
+            team.heartbeat.beat(f"{count} frames")
+            answer = partial(evaluate_at, config, model, count, phases, progress, cache)
+            records += share_evaluation(team, items, answer)
     summary = summarise(records)
+    if not team.is_first:
+        return summary
     config.out.mkdir(parents=True, exist_ok=True)
     write_records(config.out / "answers.jsonl", records)
     seconds = {**phases.seconds, "answer": time.perf_counter() - started - sum(phases.seconds.values())}
@@ -58,9 +74,9 @@ def run(config: EvaluateConfig) -> Summary:
 
 
 def evaluate_at(
-    config: EvaluateConfig, model: Model, items: list[Item], frames: int, phases: Phases, progress: Progress, cache: EmbeddingCache
+    config: EvaluateConfig, model: Model, frames: int, phases: Phases, progress: Progress, cache: EmbeddingCache, items: Sequence[Item]
 ) -> list[AnswerRecord]:
-    """All rows at one number of frames."""
+    """These rows at one number of frames."""
     video = config.video.model_copy(update={"max_frames": frames}) if frames != BLIND else config.video
     source = VideoSource(model, video, phases, cache)
     blind = not config.data.with_video

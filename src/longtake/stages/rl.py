@@ -9,12 +9,12 @@ from torch import Tensor
 
 from longtake.config.stages import RlConfig
 from longtake.errors import ConfigError, NoSignalError
-from longtake.observe.lines import JsonLines
 from longtake.observe.progress import say
 from longtake.rewards import Rewards
 from longtake.rollout.transformers_engine import TransformersEngine
 from longtake.stages.rl_rollout import Sampled, group_advantages, rollout_metrics, sample_groups
 from longtake.stages.rl_update import update, update_metrics
+from longtake.stages.team import joined
 from longtake.stages.training_run import TrainingRun
 from longtake.training.reference import Reference
 from longtake.types import Group
@@ -29,12 +29,17 @@ def run(config: RlConfig) -> None:
     Raises MismatchError when sampler and policy disagree, NoSignalError when the rewards have nothing to say for many steps.
     """
     refuse_dropout(config)
-    run = TrainingRun(config, "rl")
+    with joined(config.parallel, config.model.device) as team:
+        train(config, TrainingRun(config, "rl", team))
+
+
+def train(config: RlConfig, run: TrainingRun) -> None:
+    """The loop."""
     reference = Reference(run.model) if config.algorithm.kl.coefficient > 0 else None  # of the starting weights: before any resume
     rewards = Rewards(config.rewards, config.rollout.max_new_tokens, config.algorithm.overlong)
     engine = TransformersEngine(run.model, config.rollout.max_rows)
     run.start(config.steps, config.updates_per_step)
-    with run, JsonLines(config.out / "takes.jsonl", resume_at=run.step if run.resumed else None) as takes_log:
+    with run, run.lines("takes.jsonl") as takes_log:
         run.begin()
         while not run.finished():
             sampled = sample_groups(run, config, engine, rewards)

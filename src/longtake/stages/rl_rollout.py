@@ -15,6 +15,7 @@ from longtake.config.stages import RlConfig
 from longtake.parallel.packed import padded_rows
 from longtake.rewards import Rewards
 from longtake.rollout.engine import Engine, RolloutRequest, SamplingParams
+from longtake.stages.take_records import scored_from_json, scored_to_json
 from longtake.stages.training_run import Asked, TrainingRun
 from longtake.training.reference import Reference
 from longtake.types import Group
@@ -60,21 +61,23 @@ def sample_groups(run: TrainingRun, config: RlConfig, engine: Engine, rewards: R
 
 
 def answer(run: TrainingRun, config: RlConfig, engine: Engine, rewards: Rewards, asked: Sequence[Asked]) -> list[tuple[Group, Tensor]]:
-    """G takes per prompt, scored.
+    """G takes per prompt, scored; each rank answers some of the prompts, the longest first to the rank with the least.
 
     Random numbers are drawn by data position, not by problem id: a row that comes twice in a step (a small set, a second round of
     dynamic sampling) is answered anew.
     """
+    run.team.heartbeat.beat(f"rollout of step {run.step + 1}")
     rollout = config.rollout
     params = SamplingParams(rollout.num_takes, rollout.temperature, rollout.max_new_tokens, config.seed, run.step)
+    own = run.team.share([len(row.prompt.token_ids) for row in asked])[run.team.rank]
     with run.phases("rollout"):
-        takes = engine.generate([RolloutRequest(row.position, row.prompt) for row in asked], params) if asked else []
+        takes = engine.generate([RolloutRequest(asked[index].position, asked[index].prompt) for index in own], params) if own else []
     with run.phases("reward"):
-        scores = [rewards.score(row.example, group) for row, group in zip(asked, takes, strict=True)]
-    return [
-        (Group(row.example, row.prompt, group, score.named, score.total), score.valid)
-        for row, group, score in zip(asked, takes, scores, strict=True)
-    ]
+        scored = {index: (group, rewards.score(asked[index].example, group)) for index, group in zip(own, takes, strict=True)}
+    with run.phases("rollout"):  # the ranks wait here for the slowest
+        everything = run.team.exchange(scored, scored_to_json, scored_from_json)
+    found = [(row, *everything[index]) for index, row in enumerate(asked)]
+    return [(Group(row.example, row.prompt, group, score.named, score.total), score.valid) for row, group, score in found]
 
 
 def group_advantages(run: TrainingRun, config: RlConfig, sampled: Sampled, reference: Reference | None) -> list[Tensor]:
@@ -82,8 +85,10 @@ def group_advantages(run: TrainingRun, config: RlConfig, sampled: Sampled, refer
     totals = [group.total_reward for group in sampled.groups]
     if reference is not None and config.algorithm.kl.place == "reward":
         with run.phases("reference"):
-            pairs = zip(sampled.groups, sampled.valid, strict=True)
-            reduced = [minus_kl(run, config, group, valid, reference) for group, valid in pairs]
+            own = run.team.share([float(len(group.prompt.token_ids)) for group in sampled.groups])[run.team.rank]
+            mine = {index: minus_kl(run, config, sampled.groups[index], sampled.valid[index], reference) for index in own}
+            found = run.team.exchange(mine, Tensor.tolist, torch.tensor)
+            reduced = [found[index].to(total) for index, total in enumerate(totals)]
         sampled.kl_penalty = [total - less for total, less in zip(totals, reduced, strict=True)]
         totals = reduced
     return advantages(totals, config.algorithm, sampled.valid)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,6 +48,31 @@ class UpdateGroup:
 
 
 @dataclass
+class Found:
+    """What one rank's part of an update found; parts of several ranks add up."""
+
+    metrics: dict[str, Mean] = field(default_factory=dict)
+    loss: float = 0.0
+    policy_loss: float = 0.0
+    kl_loss: float = 0.0
+    entropy_sum: float = 0.0
+    num_tokens: int = 0
+    logprobs: dict[int, Tensor] = field(default_factory=dict)
+    """[R] of each take, by its place in the step."""
+
+    def to_json(self) -> dict[str, Any]:
+        metrics = {name: [float(mean.total), float(mean.count)] for name, mean in self.metrics.items()}
+        logprobs = {str(place): values.tolist() for place, values in self.logprobs.items()}
+        return vars(self) | {"metrics": metrics, "logprobs": logprobs}
+
+    @staticmethod
+    def from_json(record: dict[str, Any]) -> Found:
+        metrics = {name: Mean(*parts) for name, parts in record["metrics"].items()}
+        logprobs = {int(place): torch.tensor(values, dtype=torch.float32) for place, values in record["logprobs"].items()}
+        return Found(**record | {"metrics": metrics, "logprobs": logprobs})
+
+
+@dataclass
 class Updated:
     """What the updates of one step found."""
 
@@ -65,6 +91,13 @@ class Updated:
     """Of the takes of the first update: the later ones have moved away from the sampler for a reason."""
     entropy_sum: float = 0.0
     num_tokens: int = 0
+
+    def add(self, found: Found) -> None:
+        self.metrics = add_metrics([self.metrics, found.metrics])
+        for name in ("loss", "policy_loss", "kl_loss", "entropy_sum", "num_tokens"):
+            setattr(self, name, getattr(self, name) + getattr(found, name))
+        for place, values in found.logprobs.items():
+            self.policy_logprobs[place] = values
 
 
 def update(
@@ -95,25 +128,41 @@ def shares(num_groups: int, num_updates: int) -> list[range]:
 
 
 def one_update(run: TrainingRun, config: RlConfig, groups: list[UpdateGroup], reference: Reference | None, result: Updated) -> None:
-    """One optimizer step; the loss is divided by counts of the whole update, so micro-batches do not matter."""
+    """One optimizer step; the loss is divided by counts of the whole update, so neither micro-batches nor ranks matter."""
     lengths = [len(response) if usable else 0 for group in groups for response, usable in zip(group.responses, group.valid, strict=True)]
     denominator = LossDenominator.of_lengths(lengths, config.rollout.max_new_tokens)
-    for part, needs_gradient in micro_batches(config, groups):
-        micro_batch(run, config, part, needs_gradient, reference, denominator, result)
-    if groups[0].first == 0:
-        result.mismatch = compare(config, groups, result)
+    run.team.heartbeat.beat(f"update of step {run.step + 1}")
+    is_first = groups[0].first == 0
+    if run.model.train_vision and not is_first:
+        groups = seen_anew(run, groups)
+    found = Found()
+    own = [groups[index] for index in run.team.share_of_data([group.num_tokens for group in groups])]
+    for batch, needs_gradient in micro_batches(config, own, run.team.mesh.sequence.size):
+        micro_batch(run, config, batch, needs_gradient, reference, denominator, found)
     with run.phases("update"):
-        result.grad_norm = max(result.grad_norm, run.optimizer.step())
+        for other in run.team.exchange(
+            {run.team.rank: found if run.team.speaks_for_sequence else Found()}, Found.to_json, Found.from_json
+        ).values():
+            result.add(other)
+    if is_first:
+        result.mismatch = compare(config, groups, result)
+    result.grad_norm = max(result.grad_norm, run.apply_gradients())
 
 
-def micro_batches(config: RlConfig, groups: Sequence[UpdateGroup]) -> Iterator[tuple[list[UpdateGroup], bool]]:
-    """(whole groups of at most micro_batch_tokens together, whether they need a gradient); a larger group is alone."""
+def seen_anew(run: TrainingRun, groups: Sequence[UpdateGroup]) -> list[UpdateGroup]:
+    """The groups with their videos as the tower sees them after the step's earlier updates."""
+    prompts = run.encode_again([group.group.example for group in groups], [group.group.prompt for group in groups])
+    return [replace(group, group=replace(group.group, prompt=prompt)) for group, prompt in zip(groups, prompts, strict=True)]
+
+
+def micro_batches(config: RlConfig, groups: Sequence[UpdateGroup], num_ranks: int = 1) -> Iterator[tuple[list[UpdateGroup], bool]]:
+    """(whole groups of at most micro_batch_tokens per rank together, whether they need a gradient); a larger group is alone."""
     for needs_gradient in (True, False):
         part: list[UpdateGroup] = []
         for group in groups:
             if group.learns(config) != needs_gradient:
                 continue
-            if part and sum(other.num_tokens for other in part) + group.num_tokens > config.micro_batch_tokens:
+            if part and sum(other.num_tokens for other in part) + group.num_tokens > config.micro_batch_tokens * num_ranks:
                 yield part, needs_gradient
                 part = []
             part.append(group)
@@ -128,25 +177,24 @@ def micro_batch(
     needs_gradient: bool,
     reference: Reference | None,
     denominator: LossDenominator,
-    result: Updated,
+    found: Found,
 ) -> None:
     """Score the takes of these groups, add their gradient, note what was found."""
     prompts, responses = [group.group.prompt for group in groups], [group.responses for group in groups]
-    if needs_gradient and run.model.train_vision:
-        prompts = run.with_live_tower([group.group.example for group in groups], prompts)
-    temperature, max_tokens = config.rollout.temperature, config.micro_batch_tokens
+    mesh = run.team.mesh
+    temperature, max_tokens = config.rollout.temperature, config.micro_batch_tokens * mesh.sequence.size
     ref_logprobs: list[Tensor] | None = None
     if reference is not None and has_kl_loss(config):  # a KL taken from the reward has had its pass already
         with run.phases("reference"):
-            ref_logprobs = reference.logprobs(prompts, responses, temperature, max_tokens=max_tokens)
+            ref_logprobs = reference.logprobs(prompts, responses, temperature, max_tokens=max_tokens, mesh=mesh)
 
     def learn(scored: ScoredTakes) -> Tensor | None:
         loss = loss_of(config, groups, scored, ref_logprobs, denominator)
-        keep(result, groups, scored, loss)
+        keep(found, groups, scored, loss)
         return loss.loss if needs_gradient else None
 
     with run.phases("update"), training_mode(run.model), torch.set_grad_enabled(needs_gradient):
-        score_groups(run.model, prompts, responses, temperature, learn, max_tokens=max_tokens)
+        score_groups(run.model, prompts, responses, temperature, learn, max_tokens=max_tokens, mesh=mesh)
 
 
 def has_kl_loss(config: RlConfig) -> bool:
@@ -173,18 +221,18 @@ def loss_of(
     return policy_loss(scored.logprobs, sampler.to(device), gains, mask, config.algorithm, ref_lp, denominator=denominator)
 
 
-def keep(result: Updated, groups: Sequence[UpdateGroup], scored: ScoredTakes, loss: PolicyLoss) -> None:
+def keep(found: Found, groups: Sequence[UpdateGroup], scored: ScoredTakes, loss: PolicyLoss) -> None:
     """Add what a part found, and each take's log-probs in its place of the step."""
-    result.metrics = add_metrics([result.metrics, loss.metrics])
-    result.loss += float(loss.loss.detach())
-    result.policy_loss += float(loss.policy_term)
-    result.kl_loss += float(loss.kl_term)
-    result.entropy_sum += float(scored.entropy.double().sum())
-    result.num_tokens += int(scored.mask.sum())
+    found.metrics = add_metrics([found.metrics, loss.metrics])
+    found.loss += float(loss.loss.detach())
+    found.policy_loss += float(loss.policy_term)
+    found.kl_loss += float(loss.kl_term)
+    found.entropy_sum += float(scored.entropy.double().sum())
+    found.num_tokens += int(scored.mask.sum())
     places = [group.first + number for group in groups for number in range(len(group.advantages))]
     logprobs, mask = scored.logprobs.detach().cpu(), scored.mask.cpu()
     for row, index in enumerate(scored.takes):
-        result.policy_logprobs[places[index]] = logprobs[row, mask[row]]
+        found.logprobs[places[index]] = logprobs[row, mask[row]]
 
 
 def compare(config: RlConfig, groups: Sequence[UpdateGroup], result: Updated) -> LogprobComparison:

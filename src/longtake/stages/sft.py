@@ -8,7 +8,9 @@ from collections import Counter
 from longtake.config.stages import SftConfig
 from longtake.data.render import response_ids
 from longtake.observe.progress import say
+from longtake.parallel.collectives import sum_over_ranks
 from longtake.parallel.packed import pack_rows
+from longtake.stages.team import joined
 from longtake.stages.training_run import Asked, TrainingRun
 from longtake.training.sft_loss import sft_loss
 from longtake.training.trainable import training_mode
@@ -16,7 +18,12 @@ from longtake.training.trainable import training_mode
 
 def run(config: SftConfig) -> None:
     """Train and leave checkpoints in config.out; resumes by itself."""
-    run = TrainingRun(config, "sft")
+    with joined(config.parallel, config.model.device) as team:
+        train(config, TrainingRun(config, "sft", team))
+
+
+def train(config: SftConfig, run: TrainingRun) -> None:
+    """The loop."""
     total = config.max_steps or math.ceil(config.epochs * len(run.examples) / config.batch_size)
     with run.start(total):
         run.begin()
@@ -34,19 +41,18 @@ def train_step(run: TrainingRun, config: SftConfig, asked: list[Asked], failures
         return counts
     responses = [response_ids(row.example, run.model) for row in asked]
     num_tokens = sum(len(response) for response in responses)
-    loss_sum = 0.0
-    for start in range(0, len(asked), config.micro_batch_size):
-        chunk = slice(start, start + config.micro_batch_size)
-        prompts = [row.prompt for row in asked[chunk]]
-        if run.model.train_vision:
-            prompts = run.with_live_tower([row.example for row in asked[chunk]], prompts)
+    mesh, loss_sum = run.team.mesh, 0.0
+    own = run.team.share_of_data([len(row.prompt.token_ids) + len(response) for row, response in zip(asked, responses, strict=True)])
+    for start in range(0, len(own), config.micro_batch_size):
+        chunk = own[start : start + config.micro_batch_size]
         with run.phases("update"), training_mode(run.model):
-            loss = sft_loss(run.model, pack_rows(prompts, responses[chunk], run.model.device), num_tokens)
+            rows = pack_rows([asked[index].prompt for index in chunk], [responses[index] for index in chunk], run.model.device)
+            loss = sft_loss(run.model, rows, num_tokens, mesh=mesh)
             loss.backward()
             loss_sum += float(loss.detach())
     lr = run.optimizer.lr
-    with run.phases("update"):
-        norm = run.optimizer.step()
+    norm = run.apply_gradients()
+    (loss_sum,) = sum_over_ranks([loss_sum if run.team.speaks_for_sequence else 0.0], run.team.axis)
     return counts | {
         "loss/sft": loss_sum,
         "optimizer/lr": lr,

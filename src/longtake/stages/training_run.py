@@ -32,20 +32,26 @@ from longtake.data.render import render_prompt, response_text
 from longtake.data.rows import check_failures, read_examples
 from longtake.data.videos import VideoSource
 from longtake.errors import CheckpointError, LongtakeError, PathError, PromptTooLongError, RowError, VideoError
+from longtake.evaluation.records import AnswerRecord
 from longtake.evaluation.score import evaluate_examples
 from longtake.evaluation.summary import summarise
 from longtake.models import load_model
 from longtake.models.family import Model
 from longtake.observe.digest import digest_of
+from longtake.observe.lines import JsonLines
 from longtake.observe.metrics import MetricsLog
 from longtake.observe.progress import Progress, say
 from longtake.observe.signals import StopFlag
 from longtake.observe.timing import Phases, memory_metrics
+from longtake.parallel.collectives import reduce_metrics
+from longtake.parallel.gradients import sum_gradients
 from longtake.rollout.transformers_engine import TransformersEngine
+from longtake.stages.shared_evaluation import share_evaluation
+from longtake.stages.team import Nowhere, Team
 from longtake.training.checkpoint import CheckpointStore
 from longtake.training.optimizer import Optimizer, build_optimizer
 from longtake.training.trainable import choose_trainable, parameter_counts
-from longtake.types import Example, Failure, Prompt, VideoTokens
+from longtake.types import Example, Failure, Prompt
 from longtake.video.index import DigestIndex
 
 VALIDATION_MAY_RAISE = (LongtakeError, OSError, MemoryError, RuntimeError)
@@ -84,22 +90,24 @@ class Asked:
 
 
 class TrainingRun:
-    """The parts of one SFT or RL run and its place in time. A context manager; single process."""
+    """The parts of one SFT or RL run and its place in time, on every process of the launch. A context manager."""
 
-    def __init__(self, config: SftConfig | RlConfig, kind: str) -> None:
+    def __init__(self, config: SftConfig | RlConfig, kind: str, team: Team) -> None:
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
         torch.manual_seed(config.seed)
-        self.config, self.kind = config, kind
+        self.config, self.kind, self.team = config, kind, team
         self.phases = Phases()
         index = digest_index(config.cache, config.out / "digests.json", config.video.limits.max_bytes)
-        self.examples, self.failures = read_training_rows(config, index)
-        self.validation = validation_items(config, index)
-        index.save()
+        with team.first_ahead():  # files are digested once
+            self.examples, self.failures = read_training_rows(config, index)
+            self.validation = validation_items(config, index)
+            index.save()
         self.model: Model = load_model(config.model)
         choose_trainable(self.model, config.model, config.seed)
         cache = EmbeddingCache(config.cache)  # one for both: a video in both sets is encoded once
-        self.source = VideoSource(self.model, config.video, self.phases, cache)
+        hold_graphs = not config.model.gradient_checkpointing
+        self.source = VideoSource(self.model, config.video, self.phases, cache, axis=team.axis, hold_graphs=hold_graphs)
         self.validation_source = VideoSource(self.model, config.video, Phases(), cache)
         self.store = CheckpointStore(config.out, config.checkpoint.keep_last)
         self.stop = StopFlag()
@@ -117,13 +125,31 @@ class TrainingRun:
         self.total_steps = total_steps
         self.optimizer: Optimizer = build_optimizer(self.model, self.config.optimizer, total_steps * updates_per_step)
         self.resumed = self._resume()
-        self.config.out.mkdir(parents=True, exist_ok=True)
-        (self.config.out / "config.json").write_text(dump_config(self.config, run_meta() | {"stage": self.kind}), encoding="utf-8")
-        self.metrics = MetricsLog(self.config.out, self.config.observe, resume_at=self.step if self.resumed else None)
+        self._refuse_other_steps()
+        self.metrics: MetricsLog | Nowhere = self._open_folder() if self.team.is_first else Nowhere()
         counts = parameter_counts(self.model)
         rows = f"{len(self.examples)} rows, {len(self.failures)} failed"
         say(f"{self.kind}: {counts['trainable']:,} of {counts['total']:,} parameters train; {rows}")
         return self
+
+    def _open_folder(self) -> MetricsLog:
+        self.config.out.mkdir(parents=True, exist_ok=True)
+        (self.config.out / "config.json").write_text(dump_config(self.config, run_meta() | {"stage": self.kind}), encoding="utf-8")
+        return MetricsLog(self.config.out, self.config.observe, resume_at=self.step if self.resumed else None)
+
+    def lines(self, name: str) -> JsonLines | Nowhere:
+        """A log of the run folder beside metrics.jsonl; nothing on ranks that write nothing."""
+        return JsonLines(self.config.out / name, resume_at=self.step if self.resumed else None) if self.team.is_first else Nowhere()
+
+    def _refuse_other_steps(self) -> None:
+        """A rank that does not see the folder would train other weights."""
+        steps = self.team.tell(self.step)
+        if len(set(steps)) > 1:
+            raise CheckpointError(
+                f"the ranks would resume at steps {', '.join(map(str, steps))}",
+                rule="all ranks resume from the same checkpoint",
+                remedy=f"put {self.config.out} on a file system that all machines share",
+            )
 
     def _resume(self) -> bool:
         found = self.store.latest()
@@ -186,8 +212,9 @@ class TrainingRun:
 
         Raises StopRequested when a signal has come, with the step saved too.
         """
-        stop = self.stop.requested
-        out_of_time = self.config.max_seconds is not None and self.seconds >= self.config.max_seconds
+        self.team.heartbeat.beat(f"end of step {self.step}")
+        stop = self.team.any(self.stop.requested)
+        out_of_time = self.team.any(self.config.max_seconds is not None and self.seconds >= self.config.max_seconds)
         ends = stop or out_of_time or self.step >= self.total_steps or self._out_of_patience()
         if ends:
             self.save_if_new()
@@ -205,10 +232,12 @@ class TrainingRun:
         A row that fails is said, counted (by kind of error) and never replaced: it keeps its place in the data order.
         Raises RowError when, with those that could not be read, more rows have failed than data.max_failed_fraction allows.
         """
+        self.team.heartbeat.beat(f"videos of step {self.step + 1}")
         asked: list[Asked] = []
         failures: Counter[str] = Counter()
-        for place, index in enumerate(positions(position, count, len(self.examples), self.config.seed), position):
-            example = self.examples[index]
+        examples = [self.examples[index] for index in positions(position, count, len(self.examples), self.config.seed)]
+        self.source.prepare([example.video for example in examples if example.video is not None])
+        for place, example in enumerate(examples, position):
             try:
                 tokens = self.source.tokens(example.video) if example.video is not None else None
                 asked.append(Asked(place, example, render_prompt(example, tokens, self.model, self.config.prompt)))
@@ -245,6 +274,7 @@ class TrainingRun:
         """Count the step, validate, log, checkpoint: see the head of this file."""
         self.step += 1
         self.position = position
+        self.source.release()
         self.model.weights_version = self.step
         due = bool(self.validation) and (self.step % self._validate_every() == 0 or self.step == self.total_steps)
         found = {"validation/failed": 1.0} if due else {}
@@ -253,7 +283,8 @@ class TrainingRun:
             found = self.validate() if due else {}
             whole = True
         finally:
-            self.metrics.log(self.step, metrics | found | self._costs())
+            # With an error on its way the other ranks may be gone: nothing is asked of them then.
+            self.metrics.log(self.step, metrics | found | (self._costs() if whole else self._own_costs()))
             improved = self.best.step == self.step
             if improved or not whole or self.step % self.config.checkpoint.every == 0:
                 self.save(best=improved)
@@ -263,6 +294,10 @@ class TrainingRun:
         return self.config.validation.every if self.config.validation else self.total_steps + 1
 
     def _costs(self) -> dict[str, float]:
+        """Of all ranks."""
+        return reduce_metrics(self._own_costs(), self.team.axis) if self.team.world.size > 1 else self._own_costs()
+
+    def _own_costs(self) -> dict[str, float]:
         seconds = {f"seconds/{name}": value for name, value in self.phases.take().items()}
         return seconds | memory_metrics() | self.source.metrics()
 
@@ -280,40 +315,38 @@ class TrainingRun:
             "failed_in_use": sorted(self.failed_in_use),
             "rows": self._rows_digest(),
         }
+        self.saved_step = self.step
+        if not self.team.is_first:
+            return
         self.metrics.sync()
         self.store.save(self.step, self.model, self.optimizer, self.config, position=self.position, extra=extra, best=best)
-        self.saved_step = self.step
 
-    def with_live_tower(self, examples: Sequence[Example], prompts: Sequence[Prompt]) -> list[Prompt]:
-        """The prompts with their videos encoded anew, with gradients: for the update of a trained tower."""
-        live: dict[str, VideoTokens] = {}
-        for example in examples:
-            if example.video is not None and example.video.digest not in live:
-                live[example.video.digest] = self.source.tokens(example.video, gradients=True)
+    def encode_again(self, examples: Sequence[Example], prompts: Sequence[Prompt]) -> list[Prompt]:
+        """The prompts as a trained tower sees their videos now, after an update since they were made."""
+        self.source.prepare(list({e.video.digest: e.video for e in examples if e.video is not None}.values()), again=True)
         return [
-            replace(prompt, spans=tuple(replace(span, tokens=live[example.video.digest]) for span in prompt.spans))
+            replace(prompt, spans=tuple(replace(span, tokens=self.source.tokens(example.video)) for span in prompt.spans))
             if example.video is not None
             else prompt
             for example, prompt in zip(examples, prompts, strict=True)
         ]
 
+    def apply_gradients(self) -> float:
+        """One optimizer step from the gradients of all ranks, which add up; every rank makes the same. Returns the norm."""
+        self.team.heartbeat.beat(f"gradients of step {self.step + 1}")
+        self.source.backward()
+        with self.phases("update"):
+            sum_gradients(self.optimizer.named.values(), self.team.axis)
+            return self.optimizer.step()
+
     def validate(self) -> dict[str, float]:
         """Greedy answers to the fixed rows; a validation that fails is counted and the run goes on."""
         setting = self.config.validation
         assert setting is not None
+        self.team.heartbeat.beat(f"validation of step {self.step}")
         try:
             with self.phases("validation"):
-                records = evaluate_examples(
-                    self.model,
-                    TransformersEngine(self.model, setting.max_rows),
-                    self.validation_source,
-                    self.validation,
-                    frames=self.config.video.max_frames,
-                    prompt=self.config.prompt,
-                    rollout=RolloutConfig(num_takes=1, temperature=0.0, max_new_tokens=setting.max_new_tokens, max_rows=setting.max_rows),
-                    with_video=setting.data.with_video,
-                )
-            summary = summarise(records)
+                summary = summarise(share_evaluation(self.team, self.validation, self._validate_share))
         except VALIDATION_MAY_RAISE as error:
             say(f"{self.kind}: validation at step {self.step} failed and is skipped: {type(error).__name__}: {error}", style="yellow")
             return {"validation/failed": 1.0}
@@ -324,6 +357,20 @@ class TrainingRun:
             "validation/format": summary["format_rate"] or 0.0,
             "validation/response_tokens": summary["response_tokens"]["mean"],
         }
+
+    def _validate_share(self, items: Sequence[Example | Failure]) -> list[AnswerRecord]:
+        setting = self.config.validation
+        assert setting is not None
+        return evaluate_examples(
+            self.model,
+            TransformersEngine(self.model, setting.max_rows),
+            self.validation_source,
+            items,
+            frames=self.config.video.max_frames,
+            prompt=self.config.prompt,
+            rollout=RolloutConfig(num_takes=1, temperature=0.0, max_new_tokens=setting.max_new_tokens, max_rows=setting.max_rows),
+            with_video=setting.data.with_video,
+        )
 
 
 def read_training_rows(config: SftConfig | RlConfig, index: DigestIndex) -> tuple[list[Example], list[Failure]]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from longtake.models.family import Model
+from longtake.parallel.mesh import SequenceMesh
 from longtake.training.packed_policy import ScoredTakes, score_groups
 from longtake.training.trainable import adapters_off, language_model, lora_layers, vision_tower
 from longtake.types import Prompt
@@ -28,7 +29,13 @@ class Reference:
 
     @torch.no_grad()
     def logprobs(
-        self, prompts: Sequence[Prompt], responses: Sequence[Sequence[Tensor]], temperature: float, *, max_tokens: int | None = None
+        self,
+        prompts: Sequence[Prompt],
+        responses: Sequence[Sequence[Tensor]],
+        temperature: float,
+        *,
+        max_tokens: int | None = None,
+        mesh: SequenceMesh | None = None,
     ) -> list[Tensor]:
         """float32 [R] on the CPU for each response, group by group, without gradient; packed and split as `score_groups` does."""
         found = [torch.empty(0)] * sum(map(len, responses))
@@ -39,7 +46,7 @@ class Reference:
                 found[index] = logprobs[row, mask[row]]
 
         with adapters_off(self._adapted) if self._adapted is not None else nullcontext():
-            score_groups(self._model, prompts, responses, temperature, note, max_tokens=max_tokens)
+            score_groups(self._model, prompts, responses, temperature, note, max_tokens=max_tokens, mesh=mesh)
         return found
 
 

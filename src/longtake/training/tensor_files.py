@@ -1,4 +1,4 @@
-"""Named tensors in a folder of safetensors files, written and read by torch's distributed checkpoint.
+"""Named tensors in a folder of safetensors files, written and read by torch's distributed checkpoint, by one process for itself.
 
 Its Hugging Face storage needs no process group (measured on torch 2.11 and 2.13: 26 MB in 0.13 s, read back bit-identical),
 writes what `transformers` writes (`model-00001-of-00001.safetensors` and an index), and no pickle. What it does not do
@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 import torch.distributed.checkpoint as dcp
 from safetensors import safe_open
-from torch import distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
 from longtake.errors import CheckpointError
@@ -31,7 +30,7 @@ def save_tensors(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*assuming the intent is to save in a single process")
-            dcp.save(state, storage_writer=writer, no_dist=not dist.is_initialized())
+            dcp.save(state, storage_writer=writer, no_dist=True)
     except CheckpointException as error:
         raise CheckpointError(
             f"tensors could not be written to {folder}: {_cause(error)}",
@@ -51,7 +50,7 @@ def load_tensors(folder: Path, into: Mapping[str, torch.Tensor]) -> None:
             dcp.load(
                 {name: tensor.detach() for name, tensor in into.items()},
                 storage_reader=dcp.HuggingFaceStorageReader(path=str(folder)),
-                no_dist=not dist.is_initialized(),
+                no_dist=True,
             )
     except CheckpointException as error:
         raise CheckpointError(

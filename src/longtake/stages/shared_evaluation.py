@@ -1,0 +1,57 @@
+"""An evaluation divided over the processes of a launch: each answers some rows, all know all records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+
+from longtake.errors import LongtakeError, OtherRankFailedError
+from longtake.evaluation.records import AnswerRecord, refuse_repeated
+from longtake.evaluation.score import without_borrowed_ids
+from longtake.parallel.balance import balanced
+from longtake.stages.team import Team
+from longtake.types import Example, Failure
+
+Item = Example | Failure
+
+
+MAY_RAISE = (LongtakeError, OSError, MemoryError, RuntimeError)
+"""RuntimeError: what torch raises, out of memory included. After anything else, a fault of ours, the heartbeat names the rank."""
+
+
+def share_evaluation(team: Team, items: Sequence[Item], answer: Callable[[Sequence[Item]], list[AnswerRecord]]) -> list[AnswerRecord]:
+    """`answer(items)`, each rank with its part; `records[i]` belongs to `items[i]`, on every rank.
+
+    Rows about one video go to one rank, which encodes it once. What `answer` raises on some rank is raised on all, so that none waits.
+    """
+    if team.world.size == 1:
+        return answer(items)
+    items = without_borrowed_ids(items)
+    refuse_repeated((item.problem_id, 0) for item in items)
+    own = shares(items, team.world.size)[team.rank]
+    records: list[AnswerRecord] = []
+    failed: Exception | None = None
+    try:
+        records = answer([items[index] for index in own])
+    except MAY_RAISE as error:  # told to the others, and raised again below
+        failed = error
+    told = team.tell({"failed": f"{type(failed).__name__}: {failed}" if failed else "", "records": [asdict(one) for one in records]})
+    if failed is not None:
+        raise failed
+    for rank, one in enumerate(told):
+        if one["failed"]:
+            raise OtherRankFailedError(f"rank {rank}: {one['failed']}", rule="every rank answers its rows", remedy="see its message")
+    everything = shares(items, team.world.size)
+    placed = {index: record for part, one in zip(everything, told, strict=True) for index, record in zip(part, one["records"], strict=True)}
+    return [AnswerRecord(**{**placed[index], "letters": tuple(placed[index]["letters"])}) for index in range(len(items))]
+
+
+def shares(items: Sequence[Item], num_ranks: int) -> list[list[int]]:
+    """Indices of each rank, in order; all rows of a video together."""
+    by_video: dict[object, list[int]] = {}
+    for index, item in enumerate(items):
+        video = item.video.digest if isinstance(item, Example) and item.video is not None else None
+        by_video.setdefault(("row", index) if video is None else video, []).append(index)
+    together = list(by_video.values())
+    parts = balanced([len(part) for part in together], num_ranks)
+    return [sorted(index for place in part for index in together[place]) for part in parts]

@@ -56,6 +56,8 @@ class Model(Protocol):
     weights_version: int
     """Raised by the trainer after each update."""
 
+    root: Any
+    """The module inside whose forward sharded weights are whole (parallel.fsdp); None where the weights are whole anyway."""
     groups_encoded: int
     """Temporal groups that the tower has run over in this process; once per group and step is all that is needed."""
 

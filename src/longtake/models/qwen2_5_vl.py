@@ -67,6 +67,7 @@ class Qwen2_5VL:
         self._pixel_settings = _pixel_settings(video_processor, vision)
         self._tower = TowerIdentity(hf.model.visual, trains=train_vision)
         self.groups_encoded = 0
+        self.root: Any = None
         hf.model.visual.requires_grad_(train_vision)
 
     def encode(self, frames: Frames, groups_per_chunk: int, *, gradients: bool = False) -> VideoTokens:

@@ -1,4 +1,4 @@
-"""The sum of gradients over ranks, for parameters that every rank holds whole."""
+"""The sum of gradients over ranks, for parameters that every rank holds whole. Sharded ones (parallel.fsdp) are summed in backward."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from longtake.parallel.mesh import Axis
 
@@ -20,10 +21,11 @@ def sum_gradients(parameters: Iterable[torch.nn.Parameter], axis: Axis) -> None:
 
     All ranks name the same parameters in the same order. A rank without a gradient adds nothing; a parameter that has none on any rank
     keeps None, so that the optimizer skips it as it would in a single process. Losses must be divided by counts of the whole step.
+    Sharded parameters are left as they are.
     """
     if axis.group is None:
         return
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    trained = [parameter for parameter in parameters if parameter.requires_grad and not isinstance(parameter, DTensor)]
     present = torch.tensor([float(parameter.grad is not None) for parameter in trained])
     dist.all_reduce(present, group=axis.group)
     used = [parameter for parameter, count in zip(trained, present.tolist(), strict=True) if count > 0]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from longtake.models.family import Model
 from longtake.parallel.attention import LocalAttention, PackedAttention, packed_hidden
+from longtake.parallel.fsdp import one_forward
 from longtake.parallel.mesh import SequenceMesh
 from longtake.parallel.ring import RingAttention
 from longtake.parallel.sequence import embed_here, score_rows, scored_rows, tokens_here
@@ -48,7 +49,12 @@ class SpreadPrompt:
     last_rank: int
     """The rank that holds the last hidden state; that of other ranks is not used, but takes part in backward."""
 
+    def graph_tensors(self) -> list[Tensor]:
+        """What `held.backward` starts from (parallel.fsdp)."""
+        return self.held.graph_tensors()
 
+
+@one_forward
 def hold_spread_prompt(model: Model, prompt: PackedGroups, mesh: SequenceMesh) -> SpreadPrompt:
     """One forward of a packed sequence of one prompt without takes. Every rank of the sequence axis must call it."""
     shards = shard(prompt.groups, mesh.ring.size, mesh.ulysses.size)
@@ -63,6 +69,7 @@ def hold_spread_prompt(model: Model, prompt: PackedGroups, mesh: SequenceMesh) -
     return SpreadPrompt(HeldPrompt(keeping.kept, hidden[row : row + 1]), shards, rank)
 
 
+@one_forward
 def spread_chunk_logprobs(
     model: Model, prompt: SpreadPrompt, packed: PackedGroups, mesh: SequenceMesh, temperature: float, *, chunk_rows: int
 ) -> tuple[Tensor, Tensor]:

@@ -58,6 +58,10 @@ class HeldPrompt:
         pairs = zip(self._leaves[1::2], self._leaves[2::2], strict=True)
         self.layers = dict(zip(sorted(layers), pairs, strict=True))
 
+    def graph_tensors(self) -> list[Tensor]:
+        """What `backward` starts from (parallel.fsdp)."""
+        return self._computed
+
     def collect(self) -> None:
         """Add what a chunk's backward left on the leaves to the sums, which half precision keeps in float32. After each chunk."""
         for index, leaf in enumerate(self._leaves):

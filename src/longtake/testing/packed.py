@@ -10,6 +10,7 @@ from torch import Tensor
 
 from longtake.models.family import Model
 from longtake.models.positions import Grid
+from longtake.parallel.fsdp import whole
 from longtake.testing.rows import sft_batch, take_logprobs
 from longtake.testing.takes import random_prompt, random_take
 from longtake.training.packed_policy import ScoredTakes
@@ -74,8 +75,8 @@ def joined(parts: Sequence[ScoredTakes], like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def gradients(model: Model) -> dict[str, Tensor]:
-    """Of every parameter that has one; they are taken away from the model."""
-    found = {name: parameter.grad.clone() for name, parameter in model.hf.named_parameters() if parameter.grad is not None}
+    """Of every parameter that has one, whole; they are taken away from the model. Where they are sharded, every rank must call it."""
+    found = {name: whole(parameter.grad).clone() for name, parameter in model.hf.named_parameters() if parameter.grad is not None}
     model.hf.zero_grad()
     return found
 

@@ -17,9 +17,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from longtake.config.sections import ModelConfig, OptimizerConfig
+from longtake.config.sections import LoraConfig, ModelConfig, OptimizerConfig
 from longtake.models.qwen2_5_vl import Qwen2_5VL
 from longtake.parallel.collectives import sum_over_ranks
+from longtake.parallel.fsdp import shard_model
 from longtake.parallel.gradients import sum_gradients
 from longtake.parallel.mesh import SequenceMesh, World, start_world
 from longtake.parallel.packed import pack_groups, pack_rows
@@ -59,6 +60,9 @@ class Case:
     """Gradients of the videos' embeddings too, as a tower that trains would want them."""
     room: int | None = None
     """Tokens of takes in a chunk: every group goes by itself, its prompt once, its takes in such chunks."""
+    lora: bool = False
+    sharded: bool = False
+    """Weights cut over all ranks, as `parallel.fsdp`."""
     seed: int = 0
     ring: int = 1
     ulysses: int = 1
@@ -89,6 +93,8 @@ def errors_of(folder: Path, cases: list[tuple[Case, Fault | None]]) -> list[dict
                 wanted = single_update(model, groups, case) if world.rank == 0 else None
                 if fault is not None:
                     fault(patch)
+                if case.sharded:
+                    shard_model(model, world)
                 update = spread_update(model, groups, case, world)
                 if wanted is not None:
                     found.append(distances(update, wanted))
@@ -97,9 +103,18 @@ def errors_of(folder: Path, cases: list[tuple[Case, Fault | None]]) -> list[dict
 
 def model_of(folder: Path, case: Case) -> tuple[Qwen2_5VL, AbstractContextManager[None]]:
     model = random_tiny(folder, dtype=case.dtype, sizes=GROUPED)
-    choose_trainable(model, ModelConfig(gradient_checkpointing=case.checkpointing))
+    lora = LoraConfig(rank=4, alpha=8.0) if case.lora else None
+    choose_trainable(model, ModelConfig(gradient_checkpointing=case.checkpointing, lora=lora))
+    wake_adapters(model)
     model.train_vision = case.train_vision
     return model, norm_in_own_dtype(model) if case.dtype == "float64" else nullcontext()
+
+
+def wake_adapters(model: Qwen2_5VL) -> None:
+    """Fresh adapters have B = 0, so that A would get no gradient."""
+    for name, parameter in model.hf.named_parameters():
+        if ".lora_B." in name:
+            torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(len(name)), std=0.3)
 
 
 def passes(model: Qwen2_5VL, groups: RandomGroups, case: Case, mesh: SequenceMesh) -> list[Callable[[Learn], None]]:

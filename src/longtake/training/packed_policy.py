@@ -14,6 +14,7 @@ from torch import Tensor
 from longtake.algorithms.logprobs import chunked_token_logprobs, scoring_temperature
 from longtake.models.family import Model
 from longtake.parallel.attention import LocalAttention, packed_hidden
+from longtake.parallel.fsdp import one_forward
 from longtake.parallel.mesh import SequenceMesh
 from longtake.parallel.packed import pack_groups
 from longtake.parallel.sequence import idle_groups, sequence_logprobs
@@ -41,6 +42,7 @@ Learn = Callable[[ScoredTakes], Tensor | None]
 """Is shown all takes, once each, in one or several parts; returns a part's share of the loss, or None where nothing is to be learned."""
 
 
+@one_forward
 def packed_logprobs(
     model: Model, packed: PackedGroups, temperature: float, *, mesh: SequenceMesh | None = None, chunk_rows: int = CHUNK_ROWS
 ) -> tuple[Tensor, Tensor]:
@@ -127,14 +129,24 @@ class _LocalSource:
     """A prompt held in this process."""
 
     def __init__(self, model: Model, prompt: Prompt) -> None:
-        videos = [(0, span.start, span.tokens) for span in prompt.spans]
-        embeds = model.embed(prompt.token_ids[None].to(model.device), videos)
-        self._model, self.held = model, hold_prompt(model, embeds, prompt.position_ids.to(model.device))
+        self._model, self.held = model, _hold(model, prompt)
 
     def logprobs(self, packed: PackedGroups, temperature: float) -> tuple[Tensor, Tensor]:
-        embeds = self._model.embed(packed.token_ids[None, 1:], ())
-        hidden = chunk_hidden(self._model, self.held, embeds, packed.position_ids[:, 1:], packed.groups[0].take_lengths)
-        return score_hidden(self._model, hidden, packed, temperature)
+        return _chunk_logprobs(self._model, self.held, packed, temperature)
+
+
+@one_forward
+def _hold(model: Model, prompt: Prompt) -> HeldPrompt:
+    videos = [(0, span.start, span.tokens) for span in prompt.spans]
+    embeds = model.embed(prompt.token_ids[None].to(model.device), videos)
+    return hold_prompt(model, embeds, prompt.position_ids.to(model.device))
+
+
+@one_forward
+def _chunk_logprobs(model: Model, held: HeldPrompt, packed: PackedGroups, temperature: float) -> tuple[Tensor, Tensor]:
+    embeds = model.embed(packed.token_ids[None, 1:], ())
+    hidden = chunk_hidden(model, held, embeds, packed.position_ids[:, 1:], packed.groups[0].take_lengths)
+    return score_hidden(model, hidden, packed, temperature)
 
 
 class _SpreadSource:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from longtake.config.sections import CacheConfig, DataConfig, ModelConfig, ParallelConfig, PromptConfig, Section, VideoConfig, broken
+from longtake.config.stages import EvaluateConfig, RlConfig, SftConfig
 
 
 class ScoreConfig(Section):
-    """`longtake score`: log-probs of given responses to given rows, in the layout of one's choice."""
+    """`longtake score`: log-probs of given responses to given rows; the configuration file of the run that sampled them will do."""
 
     responses: Path
     """JSON lines with `problem_id` and `token_ids`, several per row, in any order, e.g. a run's takes.jsonl; other fields are passed on."""
@@ -28,7 +29,7 @@ class ScoreConfig(Section):
     data: DataConfig
     """The rows that were answered; data.max_failed_fraction bounds the share of responses that cannot be scored."""
     temperature: float = Field(default=1.0, gt=0)
-    """The temperature that the responses were sampled at; 1 for greedy ones."""
+    """The temperature that the responses were sampled at, in a run's file rollout.temperature; 1 for greedy ones."""
     entropies: bool = False
     """Write `entropies` too: of the distribution at each token, in nats."""
     layout: Literal["naive", "shared"] = "shared"
@@ -43,8 +44,25 @@ class ScoreConfig(Section):
     num_threads: int | None = Field(default=None, ge=1)
     """CPU threads; None: torch's default."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_the_run(cls, values: Any) -> Any:
+        """Of a run's file the sampling temperature counts (0, greedy, is no distribution), and what else only the run needs does not.
+
+        A name that no run knows stays, and is refused.
+        """
+        if not isinstance(values, dict):
+            return values
+        rollout = values.get("rollout")
+        sampled_at = rollout.get("temperature") if isinstance(rollout, dict) else None
+        others = {name for kind in (SftConfig, RlConfig, EvaluateConfig) for name in kind.model_fields} - set(cls.model_fields)
+        given = {name: value for name, value in values.items() if name not in others}
+        return {"temperature": sampled_at} | given if sampled_at else given
+
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.out.suffix != ".jsonl":
+            raise broken(f"out = {self.out}", "out is a file of JSON lines, not the folder of the run", "name a file NAME.jsonl")
         if self.sp is None:
             return self
         ring, ulysses = self.parallel.ring, self.parallel.ulysses

@@ -88,7 +88,7 @@ def check_launch(config: ScoreConfig) -> None:
 
 def check_out(config: ScoreConfig) -> None:
     if config.out.is_dir():
-        raise ConfigError(f"out = {config.out} is a folder", rule="out is a file", remedy="name a file in it")
+        raise ConfigError(f"out = {config.out} is a folder", rule="out is a file", remedy="name another")
     given = [path for path in (config.responses, config.data.rows) if path.resolve() == config.out.resolve()]
     if given:
         raise ConfigError(f"out = {config.out} is read too", rule="nothing that was given is replaced", remedy="choose another out")

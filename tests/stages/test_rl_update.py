@@ -11,12 +11,14 @@ import torch
 
 from longtake.config.stages import RlConfig
 from longtake.models.qwen2_5_vl import Qwen2_5VL
+from longtake.parallel.mesh import start_world
 from longtake.stages import rl as stage
-from longtake.stages.rl_update import UpdateGroup, micro_batches
+from longtake.stages.rl_batches import UpdateGroup, micro_batches
 from longtake.testing.training import metrics_of
 from longtake.types import Group, Prompt, Take
 
 Make = Callable[..., RlConfig]
+ALONE = start_world(torch.device("cpu"), timeout_s=10).sequence_mesh()
 
 
 def group_of(prompt: int, takes: list[int], advantages: list[float], valid: list[bool] | None = None) -> UpdateGroup:
@@ -26,6 +28,14 @@ def group_of(prompt: int, takes: list[int], advantages: list[float], valid: list
     return UpdateGroup(group, tuple(advantages), tuple(valid or [True] * len(takes)), 0)
 
 
+def made(config: RlConfig, groups: list[UpdateGroup]) -> list[tuple[list[UpdateGroup], bool]]:
+    """(groups of each batch, whether it learns); every take of a group goes with it."""
+    batches = list(micro_batches(config, groups, ALONE))
+    assert all(takes == tuple(range(len(group.advantages))) for batch in batches for group, takes in batch.pieces)
+    assert {batch.max_tokens for batch in batches} == {config.micro_batch_tokens}
+    return [([group for group, _ in batch.pieces], batch.needs_gradient) for batch in batches]
+
+
 def test_micro_batches_hold_whole_groups(rl: Make) -> None:
     """Prompts counted once: 10 + 5, 10 + 4, 10 + 1 tokens; a group too large is alone; without signal, no gradient, and last."""
     first, second, third = (group_of(10, takes, [1.0, -1.0]) for takes in ([2, 3], [4, 0], [1, 0]))
@@ -33,11 +43,11 @@ def test_micro_batches_hold_whole_groups(rl: Make) -> None:
     unusable = group_of(5, [1, 1], [1.0, -1.0], [False, False])
     assert [group.num_tokens for group in (first, huge)] == [15, 100]
     groups = [first, uniform, second, huge, third, unusable]
-    found = list(micro_batches(rl(micro_batch_tokens=29), groups))
+    found = made(rl(micro_batch_tokens=29), groups)
     assert found == [([first, second], True), ([huge], True), ([third], True), ([uniform, unusable], False)]
-    assert list(micro_batches(rl(micro_batch_tokens=28), [first, second])) == [([first], True), ([second], True)]
+    assert made(rl(micro_batch_tokens=28), [first, second]) == [([first], True), ([second], True)]
     kl = {"kl": {"coefficient": 0.1}}
-    assert list(micro_batches(rl(algorithm=kl), groups))[-1] == ([unusable], False)  # a KL term learns from uniform groups too
+    assert made(rl(algorithm=kl), groups)[-1] == ([unusable], False)  # a KL term learns from uniform groups too
 
 
 @pytest.mark.parametrize("micro_batch_tokens", [1, 100_000])

@@ -22,8 +22,8 @@ from longtake.testing.training import base_weights, largest_difference, last_wei
 
 MakeRl = Callable[..., RlConfig]
 MakeSft = Callable[..., SftConfig]
-LAYOUTS = {"data 2": (2, 1, 1), "ulysses 2": (2, 1, 2), "ring 2": (2, 2, 1)}
-LONG = {"data 2 x ring 2": (4, 2, 1), "ring 2 x ulysses 2": (4, 2, 2), "data 4": (4, 1, 1)}
+LAYOUTS = {"planned": (2, 1, 1), "ulysses 2": (2, 1, 2), "ring 2": (2, 2, 1)}
+LONG = {"data 2 x ring 2": (4, 2, 1), "ring 2 x ulysses 2": (4, 2, 2), "planned 4": (4, 1, 1)}
 EVERY = {**LAYOUTS, **LONG}
 CASES = [*LAYOUTS, *(pytest.param(name, marks=pytest.mark.long) for name in LONG)]
 
@@ -62,6 +62,7 @@ def test_rl_with_several_processes(rl: MakeRl, base: Path, layout: str, train_vi
         assert one["tokens/prompt"] == other["tokens/prompt"] and one["reward/total"] == pytest.approx(other["reward/total"], abs=1e-6)
         assert one["encode/groups"] == other["encode/groups"]  # the tower saw each video once, whoever saw it
         assert one["policy/entropy"] == pytest.approx(other["policy/entropy"], abs=1e-5)
+        assert ("plan/predicted_s" in other) == layout.startswith("planned")
 
 
 def test_it_fails_when_gradients_stay_where_they_are(rl: MakeRl) -> None:
@@ -94,7 +95,7 @@ def test_a_run_of_two_goes_on_where_a_run_of_one_stopped(rl: MakeRl) -> None:
     whole, cut = rl("whole", steps=4, optimizer={"eps": 1e-4}), rl("cut", steps=2, optimizer={"eps": 1e-4})
     _run("rl", whole.model_dump(mode="json"))
     _run("rl", cut.model_dump(mode="json"))
-    run_stage("rl", cut.model_copy(update={"steps": 4}), "data 2")
+    run_stage("rl", cut.model_copy(update={"steps": 4}), "planned")
     assert said(whole) == said(cut)
     assert largest_difference(last_weights(whole.out), last_weights(cut.out)) <= 1e-5
 
@@ -109,7 +110,7 @@ def test_a_video_that_fails_fails_on_every_rank_and_is_counted_once(rl: MakeRl, 
     changes = {"steps": 2, "prompts_per_step": 6, "data": {"rows": folder / "rows.jsonl", "max_failed_fraction": 0.5}}
     alone, several = rl("alone", **changes), rl("several", **changes)
     _run("rl", alone.model_dump(mode="json"))
-    run_stage("rl", several, "data 2")
+    run_stage("rl", several, "planned")
     counts = [[{k: v for k, v in line.items() if k.startswith("failures/")} for line in metrics_of(run.out)] for run in (alone, several)]
     assert counts[0] == counts[1] and counts[0][-1]["failures/known_rows"] > 0
     assert said(alone) == said(several)

@@ -12,6 +12,7 @@ from longtake.errors import ConfigError, NoSignalError
 from longtake.observe.progress import say
 from longtake.rewards import Rewards
 from longtake.rollout.transformers_engine import TransformersEngine
+from longtake.stages.rl_batches import Batches
 from longtake.stages.rl_rollout import Sampled, group_advantages, rollout_metrics, sample_groups
 from longtake.stages.rl_update import update, update_metrics
 from longtake.stages.team import joined
@@ -38,6 +39,7 @@ def train(config: RlConfig, run: TrainingRun) -> None:
     reference = Reference(run.model) if config.algorithm.kl.coefficient > 0 else None  # of the starting weights: before any resume
     rewards = Rewards(config.rewards, config.rollout.max_new_tokens, config.algorithm.overlong)
     engine = TransformersEngine(run.model, config.rollout.max_rows)
+    batches = Batches(config, run.team, run.model.device, run.model.dtype)
     run.start(config.steps, config.updates_per_step)
     with run, run.lines("takes.jsonl") as takes_log:
         run.begin()
@@ -47,8 +49,8 @@ def train(config: RlConfig, run: TrainingRun) -> None:
             metrics = rollout_metrics(sampled, estimates) | run.failure_metrics(sampled.failures)
             policy_logprobs: list[Tensor] = []
             if sampled.groups:
-                updated = update(run, config, sampled.groups, sampled.valid, estimates, reference)
-                metrics |= update_metrics(updated)
+                updated = update(run, config, batches, sampled.groups, sampled.valid, estimates, reference)
+                metrics |= update_metrics(updated) | batches.metrics(updated.seconds)
                 policy_logprobs = updated.policy_logprobs
             for record in take_records(sampled, estimates, policy_logprobs):
                 takes_log.append(run.step + 1, record)

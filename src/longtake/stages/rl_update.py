@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,39 +13,13 @@ from torch import Tensor
 from longtake.algorithms.losses import LossDenominator, Mean, PolicyLoss, add_metrics, policy_loss
 from longtake.config.stages import RlConfig
 from longtake.parallel.packed import padded_rows
+from longtake.stages.rl_batches import Batch, Batches, UpdateGroup, has_kl_loss
 from longtake.stages.training_run import TrainingRun
 from longtake.training.packed_policy import ScoredTakes, score_groups
 from longtake.training.policy import LogprobComparison, compare_logprobs
 from longtake.training.reference import Reference
 from longtake.training.trainable import training_mode
 from longtake.types import Group
-
-
-@dataclass(frozen=True, eq=False)
-class UpdateGroup:
-    """One group as the update sees it."""
-
-    group: Group
-    advantages: tuple[float, ...]
-    """Of each take."""
-    valid: tuple[bool, ...]
-    """Whether a gradient may be taken from it."""
-    first: int
-    """Index of its first take among the takes of the step."""
-
-    @property
-    def responses(self) -> list[Tensor]:
-        return [take.token_ids for take in self.group.takes]
-
-    @property
-    def num_tokens(self) -> int:
-        """The prompt once, then its takes."""
-        return len(self.group.prompt.token_ids) + sum(map(len, self.responses))
-
-    def learns(self, config: RlConfig) -> bool:
-        """A take with advantage 0 and no KL term adds exactly nothing to the gradient: it is only compared with the sampler."""
-        pairs = zip(self.advantages, self.valid, strict=True)
-        return any(usable and (advantage != 0.0 or has_kl_loss(config)) for advantage, usable in pairs)
 
 
 @dataclass
@@ -91,6 +66,8 @@ class Updated:
     """Of the takes of the first update: the later ones have moved away from the sampler for a reason."""
     entropy_sum: float = 0.0
     num_tokens: int = 0
+    seconds: float = 0.0
+    """Of the policy's and reference's passes, on the slowest rank."""
 
     def add(self, found: Found) -> None:
         self.metrics = add_metrics([self.metrics, found.metrics])
@@ -101,7 +78,13 @@ class Updated:
 
 
 def update(
-    run: TrainingRun, config: RlConfig, groups: list[Group], valid: list[Tensor], estimates: list[Tensor], reference: Reference | None
+    run: TrainingRun,
+    config: RlConfig,
+    batches: Batches,
+    groups: list[Group],
+    valid: list[Tensor],
+    estimates: list[Tensor],
+    reference: Reference | None,
 ) -> Updated:
     """`updates_per_step` optimizer steps, each on its own share of the groups. Raises MismatchError before the first one."""
     firsts = [sum(len(before.takes) for before in groups[:number]) for number in range(len(groups))]
@@ -111,7 +94,7 @@ def update(
     ]
     result = Updated(policy_logprobs=[torch.empty(0)] * sum(len(group.takes) for group in groups), lr=run.optimizer.lr)
     for share in shares(len(groups), config.updates_per_step):
-        one_update(run, config, all_groups[share.start : share.stop], reference, result)
+        one_update(run, config, batches, all_groups[share.start : share.stop], reference, result)
     num_updates = min(len(groups), config.updates_per_step)
     result.loss, result.policy_loss, result.kl_loss = (total / num_updates for total in (result.loss, result.policy_loss, result.kl_loss))
     return result
@@ -127,7 +110,9 @@ def shares(num_groups: int, num_updates: int) -> list[range]:
     return [range(part * num_groups // count, (part + 1) * num_groups // count) for part in range(count)]
 
 
-def one_update(run: TrainingRun, config: RlConfig, groups: list[UpdateGroup], reference: Reference | None, result: Updated) -> None:
+def one_update(
+    run: TrainingRun, config: RlConfig, batches: Batches, groups: list[UpdateGroup], reference: Reference | None, result: Updated
+) -> None:
     """One optimizer step; the loss is divided by counts of the whole update, so neither micro-batches nor ranks matter."""
     lengths = [len(response) if usable else 0 for group in groups for response, usable in zip(group.responses, group.valid, strict=True)]
     denominator = LossDenominator.of_lengths(lengths, config.rollout.max_new_tokens)
@@ -135,15 +120,13 @@ def one_update(run: TrainingRun, config: RlConfig, groups: list[UpdateGroup], re
     is_first = groups[0].first == 0
     if run.model.train_vision and not is_first:
         groups = seen_anew(run, groups)
-    found = Found()
-    own = [groups[index] for index in run.team.share_of_data([group.num_tokens for group in groups])]
-    for batch, needs_gradient in micro_batches(config, own, run.team.mesh.sequence.size):
-        micro_batch(run, config, batch, needs_gradient, reference, denominator, found)
-    with run.phases("update"):
-        for other in run.team.exchange(
-            {run.team.rank: found if run.team.speaks_for_sequence else Found()}, Found.to_json, Found.from_json
-        ).values():
-            result.add(other)
+    found, started = Found(), time.perf_counter()
+    for batch in batches.of(groups):
+        micro_batch(run, config, batch, reference, denominator, found)
+    with run.phases("update"):  # the ranks wait here for the slowest
+        for _, part in sorted(run.team.exchange({run.team.rank: found}, Found.to_json, Found.from_json).items()):
+            result.add(part)
+    result.seconds += time.perf_counter() - started
     if is_first:
         result.mismatch = compare(config, groups, result)
     result.grad_norm = max(result.grad_norm, run.apply_gradients())
@@ -155,73 +138,42 @@ def seen_anew(run: TrainingRun, groups: Sequence[UpdateGroup]) -> list[UpdateGro
     return [replace(group, group=replace(group.group, prompt=prompt)) for group, prompt in zip(groups, prompts, strict=True)]
 
 
-def micro_batches(config: RlConfig, groups: Sequence[UpdateGroup], num_ranks: int = 1) -> Iterator[tuple[list[UpdateGroup], bool]]:
-    """(whole groups of at most micro_batch_tokens per rank together, whether they need a gradient); a larger group is alone."""
-    for needs_gradient in (True, False):
-        part: list[UpdateGroup] = []
-        for group in groups:
-            if group.learns(config) != needs_gradient:
-                continue
-            if part and sum(other.num_tokens for other in part) + group.num_tokens > config.micro_batch_tokens * num_ranks:
-                yield part, needs_gradient
-                part = []
-            part.append(group)
-        if part:
-            yield part, needs_gradient
-
-
 def micro_batch(
-    run: TrainingRun,
-    config: RlConfig,
-    groups: Sequence[UpdateGroup],
-    needs_gradient: bool,
-    reference: Reference | None,
-    denominator: LossDenominator,
-    found: Found,
+    run: TrainingRun, config: RlConfig, batch: Batch, reference: Reference | None, denominator: LossDenominator, found: Found
 ) -> None:
-    """Score the takes of these groups, add their gradient, note what was found."""
-    prompts, responses = [group.group.prompt for group in groups], [group.responses for group in groups]
-    mesh = run.team.mesh
-    temperature, max_tokens = config.rollout.temperature, config.micro_batch_tokens * mesh.sequence.size
+    """Score the takes of a batch, add their gradient, note what was found."""
+    prompts, responses, temperature = batch.prompts, batch.responses, config.rollout.temperature
     ref_logprobs: list[Tensor] | None = None
     if reference is not None and has_kl_loss(config):  # a KL taken from the reward has had its pass already
         with run.phases("reference"):
-            ref_logprobs = reference.logprobs(prompts, responses, temperature, max_tokens=max_tokens, mesh=mesh)
+            ref_logprobs = reference.logprobs(prompts, responses, temperature, max_tokens=batch.max_tokens, mesh=batch.mesh)
 
     def learn(scored: ScoredTakes) -> Tensor | None:
-        loss = loss_of(config, groups, scored, ref_logprobs, denominator)
-        keep(found, groups, scored, loss)
-        return loss.loss if needs_gradient else None
+        loss = loss_of(config, batch, scored, ref_logprobs, denominator)
+        if batch.mesh.sequence.rank == 0:  # the ranks of a sequence find the same; it counts once
+            keep(found, batch, scored, loss)
+        return loss.loss if batch.needs_gradient else None
 
-    with run.phases("update"), training_mode(run.model), torch.set_grad_enabled(needs_gradient):
-        score_groups(run.model, prompts, responses, temperature, learn, max_tokens=max_tokens, mesh=mesh)
-
-
-def has_kl_loss(config: RlConfig) -> bool:
-    return config.algorithm.kl.coefficient > 0 and config.algorithm.kl.place == "loss"
+    with run.phases("update"), training_mode(run.model), torch.set_grad_enabled(batch.needs_gradient):
+        score_groups(run.model, prompts, responses, temperature, learn, max_tokens=batch.max_tokens, mesh=batch.mesh)
 
 
 def loss_of(
-    config: RlConfig,
-    groups: Sequence[UpdateGroup],
-    scored: ScoredTakes,
-    ref_logprobs: list[Tensor] | None,
-    denominator: LossDenominator,
+    config: RlConfig, batch: Batch, scored: ScoredTakes, ref_logprobs: list[Tensor] | None, denominator: LossDenominator
 ) -> PolicyLoss:
     """The share of the loss of takes that were scored together."""
     device, dtype = scored.logprobs.device, scored.logprobs.dtype
-    takes = [take for group in groups for take in group.group.takes]
-    advantages = [advantage for group in groups for advantage in group.advantages]
-    valid = [usable for group in groups for usable in group.valid]
-    sampler, _ = padded_rows([takes[index].sampler_logprobs for index in scored.takes])
-    ref_lp = None if ref_logprobs is None else padded_rows([ref_logprobs[index] for index in scored.takes])[0].to(device)
-    gains = torch.tensor([advantages[index] for index in scored.takes], dtype=dtype, device=device)
-    usable = torch.tensor([valid[index] for index in scored.takes], device=device)
+    takes, every = batch.takes(), list(batch.each())
+    here = [every[place] for place in scored.takes]
+    sampler, _ = padded_rows([takes[place].sampler_logprobs for place in scored.takes])
+    ref_lp = None if ref_logprobs is None else padded_rows([ref_logprobs[place] for place in scored.takes])[0].to(device)
+    gains = torch.tensor([group.advantages[index] for group, index in here], dtype=dtype, device=device)
+    usable = torch.tensor([group.valid[index] for group, index in here], device=device)
     mask = scored.mask & usable[:, None]
     return policy_loss(scored.logprobs, sampler.to(device), gains, mask, config.algorithm, ref_lp, denominator=denominator)
 
 
-def keep(found: Found, groups: Sequence[UpdateGroup], scored: ScoredTakes, loss: PolicyLoss) -> None:
+def keep(found: Found, batch: Batch, scored: ScoredTakes, loss: PolicyLoss) -> None:
     """Add what a part found, and each take's log-probs in its place of the step."""
     found.metrics = add_metrics([found.metrics, loss.metrics])
     found.loss += float(loss.loss.detach())
@@ -229,10 +181,10 @@ def keep(found: Found, groups: Sequence[UpdateGroup], scored: ScoredTakes, loss:
     found.kl_loss += float(loss.kl_term)
     found.entropy_sum += float(scored.entropy.double().sum())
     found.num_tokens += int(scored.mask.sum())
-    places = [group.first + number for group in groups for number in range(len(group.advantages))]
+    places = [group.first + index for group, index in batch.each()]
     logprobs, mask = scored.logprobs.detach().cpu(), scored.mask.cpu()
-    for row, index in enumerate(scored.takes):
-        found.logprobs[places[index]] = logprobs[row, mask[row]]
+    for row, place in enumerate(scored.takes):
+        found.logprobs[places[place]] = logprobs[row, mask[row]]
 
 
 def compare(config: RlConfig, groups: Sequence[UpdateGroup], result: Updated) -> LogprobComparison:

@@ -20,6 +20,7 @@ from rich.text import Text
 
 from longtake import __version__
 from longtake.config import benches
+from longtake.config import plan as plans
 from longtake.config import score as scores
 from longtake.config import stages as configs
 from longtake.config.describe import FieldDoc, default_text, list_fields
@@ -55,6 +56,14 @@ class Command:
 
 MODEL_ALIAS = {"model": "model.path"}
 SCORE_ALIASES = MODEL_ALIAS | {"ring": "parallel.ring"}
+PLAN_ALIASES = {
+    "json": "as_json",
+    "device": "hardware.device",
+    "gpus": "hardware.gpus_per_node",
+    "nodes": "hardware.nodes",
+    "gpu-memory": "hardware.gpu_memory_gib",
+    "host-memory": "hardware.host_memory_gib",
+}
 COMMANDS = (
     Command("quickstart", configs.QuickstartConfig, "longtake.stages.quickstart"),
     Command("ask", configs.AskConfig, "longtake.stages.ask", "question", MODEL_ALIAS),
@@ -65,6 +74,7 @@ COMMANDS = (
     Command("evaluate", configs.EvaluateConfig, "longtake.stages.evaluate", None, MODEL_ALIAS),
     Command("encode", configs.EncodeConfig, "longtake.stages.encode", None, MODEL_ALIAS, many_processes=True),
     Command("score", scores.ScoreConfig, "longtake.stages.score", None, SCORE_ALIASES, many_processes=True),
+    Command("plan", plans.PlanConfig, "longtake.stages.plan", None, MODEL_ALIAS | PLAN_ALIASES, many_processes=True),
     Command("export", configs.ExportConfig, "longtake.stages.export", "run"),
     Command("report", configs.ReportConfig, "longtake.stages.report", "run"),
     Command("bench decode", configs.BenchDecodeConfig, "longtake.stages.bench", None, {"json": "as_json"}),

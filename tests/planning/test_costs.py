@@ -188,3 +188,19 @@ def test_bytes_per_logit_while_a_chunk_is_scored(dtype: torch.dtype):
         scored.sum().backward()
     measured = total(tracker) / (rows * vocabulary)
     assert measured == pytest.approx(LOGIT_BYTES, rel=0.05)  # 16.0 float32, 16.1 bfloat16 (bfloat16 has one copy more, of 2 bytes)
+
+
+def test_the_optimizer_needs_one_more_array_of_the_size_of_the_weights():
+    """What memory.optimizer_step_bytes says of clipping and AdamW together."""
+    weights = [torch.nn.Parameter(torch.randn(100, 100)) for _ in range(4)]
+    adamw = torch.optim.AdamW(weights, foreach=True)
+    for weight in weights:
+        weight.grad = torch.randn_like(weight)
+    adamw.step()
+    tracker = MemTracker()
+    tracker.track_external(torch.nn.ParameterList(weights), adamw)
+    with tracker:
+        torch.nn.utils.clip_grad_norm_(weights, 1.0, foreach=True)
+        adamw.step()
+    size = 4 * 100 * 100 * 4
+    assert size * 5 <= total(tracker) < size * 5 + 1000  # weights, gradients, two moments, one array

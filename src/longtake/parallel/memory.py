@@ -56,9 +56,13 @@ class RankBytes:
         """Name of the largest part."""
         return max((part.name for part in fields(self)), key=lambda name: getattr(self, name))
 
+    def named(self) -> list[tuple[str, float]]:
+        """(name, bytes) of all parts."""
+        return [(part.name, getattr(self, part.name)) for part in fields(self)]
+
     def parts(self) -> list[tuple[str, float]]:
         """(name, bytes) of the parts that are not 0."""
-        return [(part.name, getattr(self, part.name)) for part in fields(self) if getattr(self, part.name)]
+        return [(name, size) for name, size in self.named() if size]
 
 
 def standing_bytes(setting: Setting) -> RankBytes:
@@ -136,9 +140,9 @@ def update_bytes(setting: Setting, activations: float, scored_rows: float) -> Ra
 
 
 def optimizer_step_bytes(setting: Setting) -> RankBytes:
-    """AdamW over all weights at once (foreach) makes two arrays of their size."""
+    """AdamW over all weights at once (foreach) makes an array of their size."""
     fixed = update_fixed_bytes(setting)
-    return replace(fixed, gathered=2 * fixed.gradients)
+    return replace(fixed, gathered=fixed.gradients)
 
 
 def own_capacity(num_tokens: int) -> int:
@@ -213,7 +217,14 @@ class HostBytes:
 
     @property
     def total(self) -> float:
-        return self.processes + self.frames + self.embeddings + self.device
+        return sum(size for _, size in self.parts())
+
+    def parts(self) -> list[tuple[str, float]]:
+        return [(part.name, getattr(self, part.name)) for part in fields(self)]
+
+    def largest(self) -> str:
+        """Name of the largest part."""
+        return max(self.parts(), key=lambda part: part[1])[0]
 
 
 def host_bytes(

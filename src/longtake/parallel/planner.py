@@ -94,7 +94,13 @@ def _renumbered(layout: Layout, numbers: Sequence[int]) -> Layout:
 
 def smallest_need(setting: Setting, shapes: Sequence[PackedGroup], allowed: Allowed = EVERYTHING) -> RankBytes:
     """The least memory with which some layout would run the batch: every piece a micro-batch of its own, shared groups take by take."""
-    needs = [optimizer_step_bytes(setting)]
+    needs = [smallest_update(setting, shapes, allowed), optimizer_step_bytes(setting)]
+    return max(needs, key=lambda size: size.total)
+
+
+def smallest_update(setting: Setting, shapes: Sequence[PackedGroup], allowed: Allowed = EVERYTHING) -> RankBytes:
+    """`smallest_need` of forward and backward alone."""
+    needs = [update_fixed_bytes(setting)]
     tried = candidates(setting, allowed)
     for shape in shapes:
         options = [size for candidate in tried for size in _lone_needs(candidate, shape)]

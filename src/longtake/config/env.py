@@ -51,6 +51,11 @@ def _rank(name: str, size: int) -> int:
     return int(text)
 
 
+def rank_label() -> str:
+    """`rank 1: ` among several processes, for messages that each of them prints; empty in a launch of one."""
+    return f"rank {os.environ.get('RANK', '?')}: " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
+
+
 def enter_launch(this: Launch) -> None:
     """Make this process one of a launch, as torchrun would; the store listens already. For whoever starts processes."""
     os.environ |= {

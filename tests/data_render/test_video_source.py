@@ -38,7 +38,8 @@ def decodes(monkeypatch):
     """Counts calls of the decoder and stands in for it: pixels follow from the digest of the file."""
     calls = []
 
-    def load_frames(ref, config, patch_multiple, temporal_patch, groups=(0, 2)):
+    def load_frames(ref, config, patch_multiple, temporal_patch, groups=None):
+        groups = groups or (0, 2)
         calls.append(ref.digest)
         if "damaged" in ref.digest:
             raise VideoDamagedError(f"{ref.path.name} is damaged", rule="a video decodes", remedy="mend it")
@@ -174,6 +175,38 @@ def test_a_prepared_video_that_fails_is_an_error_of_its_tokens(tmp_path, decodes
     assert source.tokens(ref("a")).grid == (2, 4, 4)
     metrics = source.metrics()
     assert metrics["video/failed"] == 1 and metrics["video/encoded"] == 1
+
+
+def test_frames_are_decoded_ahead_once(model, decodes):
+    """By a thread, for whoever asks next; an error is told when its turn comes, and counted then."""
+    source = VideoSource(model, CONFIG, Phases(), prefetch_bytes=1 << 20)
+    source.tokens(ref("a"))
+    source.prefetch([ref("a"), ref("b"), ref("damaged"), ref("c")])
+    source._ahead._run.thread.join()
+    assert decodes == [f"digest of {name}" for name in ("a", "b", "damaged", "c")]
+    assert source.metrics()["video/failed"] == 0
+    plain = VideoSource(model, CONFIG, Phases()).tokens(ref("b"))
+    decodes.clear()
+    assert torch.equal(source.tokens(ref("b")).embeddings, plain.embeddings) and source.tokens(ref("b")).digest == plain.digest
+    with pytest.raises(VideoDamagedError):
+        source.tokens(ref("damaged"))
+    source.tokens(ref("c"))
+    assert decodes == []
+    metrics = source.metrics()
+    assert metrics["video/prefetched"] == 2 and metrics["video/failed"] == 1 and metrics["video/decoded"] == 3
+    source.close()
+
+
+def test_no_more_is_decoded_ahead_than_the_budget(model, decodes):
+    """Four frames of 56 x 56 are 37,632 bytes: one video, not two. The other is decoded when it is asked for."""
+    source = VideoSource(model, CONFIG, Phases(), prefetch_bytes=2 * 37_632 - 1)
+    source.prefetch([ref("a"), ref("b")])
+    source._ahead._run.thread.join()
+    assert decodes == ["digest of a"]
+    for name in ("a", "b"):
+        source.tokens(ref(name))
+    assert decodes == ["digest of a", "digest of b"] and source.metrics()["video/prefetched"] == 1
+    source.close()
 
 
 def test_real_file(model, tmp_path):

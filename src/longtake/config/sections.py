@@ -99,6 +99,8 @@ class CacheConfig(Section):
     """Most bytes of embeddings in the folder, whoever wrote them. A full one keeps what it has; to make room delete files, or all of it."""
     memory_bytes: int = Field(default=4 << 30, ge=0)
     """Most bytes kept in memory by each process: embeddings that no folder holds, and frames while the tower trains."""
+    prefetch_bytes: int = Field(default=1 << 30, ge=0)
+    """Most bytes of frames that each process decodes ahead, for the next step while this one trains; 0: none."""
 
 
 class ParallelConfig(Section):

@@ -68,6 +68,10 @@ class EmbeddingCache:
         answer = self._folder.answer(request) if self._folder is not None else None
         return answer is not None and self._folder is not None and self._folder.holds(answer.tokens)
 
+    def has(self, request: str) -> bool:
+        """Whether `find` would find it, going by the index alone. Counts nothing."""
+        return request in self._answers or (self._folder is not None and self._folder.answer(request) is not None)
+
     def put(self, request: str, tokens: VideoTokens, answer: Answer, tower: str | None = None) -> VideoTokens:
         """Keep the tokens where there is room; returns the copy to use from now on, which is the shared one if there is a folder.
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 from longtake.config.sections import VideoConfig
 from longtake.data.embedding_cache import EmbeddingCache
+from longtake.data.prefetch import Ahead, Prefetch
 from longtake.data.prepared_videos import ALONE, LiveBatch, PlannedVideo, as_leaf, first_writes, missing_anywhere
 from longtake.data.token_folder import Answer
 from longtake.errors import LongtakeError, VideoDamagedError, VideoError
@@ -16,7 +17,7 @@ from longtake.models.family import Model
 from longtake.models.positions import time_step
 from longtake.observe.digest import digest_of
 from longtake.observe.timing import Phases
-from longtake.parallel.chunks import VideoSize
+from longtake.parallel.chunks import VideoSize, assign_chunks
 from longtake.parallel.encode import EncodedBatch, Encoder
 from longtake.parallel.mesh import Axis
 from longtake.types import FrameFacts, Frames, VideoRef, VideoTokens
@@ -47,6 +48,7 @@ class VideoSource:
         *,
         axis: Axis = ALONE,
         hold_graphs: bool = True,
+        prefetch_bytes: int = 0,
     ) -> None:
         if config.max_pixels_per_frame is None:
             config = config.model_copy(update={"max_pixels_per_frame": max(model.max_pixels_per_frame, config.min_pixels_per_frame)})
@@ -60,6 +62,17 @@ class VideoSource:
         self._axis, self._hold_graphs = axis, hold_graphs
         self._prepared: dict[str, VideoTokens | LongtakeError] = {}
         self._live: list[LiveBatch] = []
+        self._ahead = Prefetch(prefetch_bytes)
+
+    def prefetch(self, refs: Sequence[VideoRef]) -> None:
+        """Begin to decode what the next `prepare` or `tokens` of these videos will want of this process; never more than the budget."""
+        missing = {request: ref for ref in refs if not self.cache.has(request := self._request(ref))}
+        if missing:
+            self._ahead.start(partial(self._plan_ahead, list(missing.values())))
+
+    def close(self) -> None:
+        """Wait for the thread that decodes ahead."""
+        self._ahead.stop()
 
     def prepare(self, refs: Sequence[VideoRef], *, again: bool = False) -> None:
         """Encode what is not there yet, all ranks of the axis together; every rank calls this with the same videos.
@@ -125,7 +138,7 @@ class VideoSource:
         """Counts since the start, and how far real frame times were from the equal spacing the family assumes; with the cache's own."""
         names = ("decoded", "encoded", "failed", "reduced", "frames_decoded")
         counts = {f"video/{name}": float(self._counts[name]) for name in names}
-        groups = {"encode/groups": float(self._model.groups_encoded)}
+        groups = {"encode/groups": float(self._model.groups_encoded), "video/prefetched": float(self._ahead.taken)}
         return counts | groups | {"video/max_time_deviation_s": self._max_deviation_s} | self.cache.metrics()
 
     def _request(self, ref: VideoRef) -> str:
@@ -179,14 +192,12 @@ class VideoSource:
 
     def _load_part(self, ref: VideoRef, start: int, stop: int) -> Frames:
         """Frames of temporal groups start..stop."""
-        key = f"frames {digest_of(ref.digest, self._frames_settings)} {start} {stop}"
+        key = self._key(ref, (start, stop))
         kept: Frames | None = self.cache.kept(key)
         if kept is not None:
             return kept
         with self._phases("decode"):
-            _refuse_changed(ref)
-            frames = load_frames(ref, self._config, self._model.patch_multiple, self._model.temporal_patch, groups=(start, stop))
-            _refuse_changed(ref)
+            frames = self._ahead.take(key) or self._decode(ref, (start, stop))
         self._counts["decoded"] += start == 0
         self._counts["frames_decoded"] += frames.num_decoded
         if self._model.train_vision:
@@ -199,16 +210,48 @@ class VideoSource:
         self._counts["encoded"] += 1
         return tokens
 
+    def _plan_ahead(self, refs: Sequence[VideoRef]) -> Iterator[Ahead]:
+        """Whole videos, or with several ranks the chunks that this one will encode if all of `refs` are missing."""
+        sizes = {ref: size for ref in refs if (size := self._size_or_none(ref)) is not None}
+        if self._axis.size == 1 and not self._model.train_vision:
+            for ref, size in sizes.items():
+                yield Ahead(self._key(ref), self._frame_bytes(size, size.num_groups), partial(self._decode, ref))
+            return
+        own = assign_chunks(list(sizes.values()), self._config.encode_groups, self._axis.size)[self._axis.rank]
+        for number, (ref, size) in enumerate(sizes.items()):
+            chunks = [chunk for chunk in own if chunk.video == number]
+            part = (chunks[0].start, chunks[-1].stop) if chunks else (0, 0)
+            if chunks and self.cache.kept(self._key(ref, part)) is None:
+                yield Ahead(self._key(ref, part), self._frame_bytes(size, part[1] - part[0]), partial(self._decode, ref, part))
+
+    def _size_or_none(self, ref: VideoRef) -> VideoSize | None:
+        try:
+            return self._size(ref)
+        except LongtakeError:
+            return None  # told when its turn comes
+
+    def _frame_bytes(self, size: VideoSize, num_groups: int) -> int:
+        return num_groups * self._model.temporal_patch * size.tokens_per_group * self._model.patch_multiple**2 * 3
+
+    def _key(self, ref: VideoRef, groups: tuple[int, int] | None = None) -> str:
+        name = f"frames {digest_of(ref.digest, self._frames_settings)}"
+        return name if groups is None else f"{name} {groups[0]} {groups[1]}"
+
+    def _decode(self, ref: VideoRef, groups: tuple[int, int] | None = None) -> Frames:
+        """By the main thread or by the one ahead of it."""
+        _refuse_changed(ref)
+        frames = load_frames(ref, self._config, self._model.patch_multiple, self._model.temporal_patch, groups=groups)
+        _refuse_changed(ref)
+        return frames
+
     def _load(self, ref: VideoRef) -> Frames:
-        key = f"frames {digest_of(ref.digest, self._frames_settings)}"
+        key = self._key(ref)
         kept: Frames | None = self.cache.kept(key)
         if kept is not None:
             return kept
         try:
             with self._phases("decode"):
-                _refuse_changed(ref)
-                frames = load_frames(ref, self._config, self._model.patch_multiple, self._model.temporal_patch)
-                _refuse_changed(ref)
+                frames = self._ahead.take(key) or self._decode(ref)
         except VideoError:
             self._counts["failed"] += 1
             raise

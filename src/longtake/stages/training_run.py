@@ -106,8 +106,15 @@ class TrainingRun:
         self.model: Model = load_model(config.model)
         choose_trainable(self.model, config.model, config.seed)
         cache = EmbeddingCache(config.cache)  # one for both: a video in both sets is encoded once
-        hold_graphs = not config.model.gradient_checkpointing
-        self.source = VideoSource(self.model, config.video, self.phases, cache, axis=team.axis, hold_graphs=hold_graphs)
+        self.source = VideoSource(
+            self.model,
+            config.video,
+            self.phases,
+            cache,
+            axis=team.axis,
+            hold_graphs=not config.model.gradient_checkpointing,
+            prefetch_bytes=config.cache.prefetch_bytes,
+        )
         self.validation_source = VideoSource(self.model, config.video, Phases(), cache)
         self.store = CheckpointStore(config.out, config.checkpoint.keep_last)
         self.stop = StopFlag()
@@ -191,6 +198,7 @@ class TrainingRun:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.source.close()
         self.progress.__exit__(kind, error, trace)
         self.metrics.close()
         self.stop.__exit__(kind, error, trace)
@@ -247,6 +255,10 @@ class TrainingRun:
                 self._note_failed(example, error)
         if failures:
             self._refuse_too_many()
+        if self.step + 1 < self.total_steps:
+            following = positions(position + count, count, len(self.examples), self.config.seed)
+            videos = [self.examples[index].video for index in following]
+            self.source.prefetch([video for video in videos if video is not None])
         return asked, failures
 
     def _note_failed(self, example: Example, error: LongtakeError) -> None:

@@ -23,7 +23,7 @@ from longtake.config import benches
 from longtake.config import plan as plans
 from longtake.config import score as scores
 from longtake.config import stages as configs
-from longtake.config.describe import FieldDoc, default_text, list_fields
+from longtake.config.describe import FieldDoc, container_of, default_text, list_fields
 from longtake.config.env import wants_traceback, world_size
 from longtake.config.load import clip, dump_config, find_field, load_config
 from longtake.config.sections import Section
@@ -79,6 +79,9 @@ COMMANDS = (
     Command("report", configs.ReportConfig, "longtake.stages.report", "run"),
     Command("bench decode", configs.BenchDecodeConfig, "longtake.stages.bench", None, {"json": "as_json"}),
     Command("bench update", benches.BenchUpdateConfig, "longtake.stages.bench_update", None, {"json": "as_json"}),
+    Command("bench memory", benches.BenchMemoryConfig, "longtake.stages.bench_memory", None, {"json": "as_json"}),
+    Command("bench encode", benches.BenchEncodeConfig, "longtake.stages.bench_encode", None, {"json": "as_json"}),
+    Command("bench step", benches.BenchStepConfig, "longtake.stages.bench_step", None, {"json": "as_json"}),
 )
 
 
@@ -186,10 +189,27 @@ def take_value(command: Command, name: str, rest: list[str]) -> str:
     if is_switch(command, name):
         return rest.pop(0) if rest and rest[0].lower() in TRUTH_WORDS else "true"
     if rest and not rest[0].startswith("--"):
-        return rest.pop(0)
+        first = rest.pop(0)
+        return ",".join([first, *numbers_in_front(rest)]) if first.isdecimal() and is_list(command, name) else first
     raise ConfigError(
         f"--{name} without a value", rule="an option is followed by its value", remedy=f"write --{name} VALUE or --{name}=VALUE"
     )
+
+
+def numbers_in_front(rest: list[str]) -> list[str]:
+    """`--frames 8 16 32` is `--frames 8,16,32`: the numbers that follow the first, taken off `rest`."""
+    found: list[str] = []
+    while rest and rest[0].isdecimal():
+        found.append(rest.pop(0))
+    return found
+
+
+def is_list(command: Command, name: str) -> bool:
+    """True for a known field that holds several values."""
+    try:
+        return container_of(find_field(command.kind, command.aliases.get(name, name)).annotation) is tuple
+    except ConfigError:
+        return False
 
 
 def is_switch(command: Command, name: str) -> bool:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -32,6 +33,7 @@ from longtake.types import PackedGroups, Prompt
 SIZES = TinySizes(
     vocab_size=512, hidden=256, layers=8, heads=4, kv_heads=2, mlp=768, mrope_section=(8, 12, 12), vision_hidden=64, vision_mlp=64
 )
+Device = Literal["auto", "cpu", "cuda"]
 WORDS = ("a tokenizer is needed and never asked " * 8,)
 
 
@@ -69,7 +71,7 @@ class UpdateBench:
 
 
 @dataclass(frozen=True, eq=False)
-class _Group:
+class RandomGroup:
     """One random group and the model that scores it."""
 
     model: Model
@@ -98,7 +100,9 @@ def measure_update(config: BenchUpdateConfig) -> UpdateBench:
     """Build the model, find the fastest naive micro-batch, then measure both sides in turn."""
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
-    group = _random_group(config)
+    with tempfile.TemporaryDirectory() as folder:
+        path = build_tiny(Path(folder) / "model", WORDS, 0, SIZES)
+        group = random_group(path, config.prompt, config.response, config.group, config.device)
     device = group.model.device
     naive_loss, shared_loss = group.rows(0, 1), group.shared()  # gradients exist from here on, and are added to
     naive_bytes, shared_bytes = peak_bytes(partial(group.rows, 0, 1), device), peak_bytes(group.shared, device)
@@ -144,9 +148,9 @@ def flop_ratio(parameters: int, layers: int, width: int, prompt: int, response: 
     return naive / (2 * parameters * (prompt + group * response) + 2 * layers * width * pairs)
 
 
-def _random_group(config: BenchUpdateConfig) -> _Group:
-    with tempfile.TemporaryDirectory() as folder:
-        model = load_model(ModelConfig(path=str(build_tiny(Path(folder) / "model", WORDS, 0, SIZES)), device=config.device))
+def random_group(path: Path, prompt_length: int, response_length: int, num_takes: int, device: Device = "cpu") -> RandomGroup:
+    """Random tokens for the model in `path`; the same in every process that is given the same path."""
+    model = load_model(ModelConfig(path=str(path), device=device))
     generator = torch.Generator().manual_seed(0)
     banned = set(model.banned_ids.tolist())
     allowed = torch.tensor([token for token in range(model.hf.lm_head.out_features) if token not in banned])
@@ -154,9 +158,9 @@ def _random_group(config: BenchUpdateConfig) -> _Group:
     def tokens(count: int) -> Tensor:
         return allowed[torch.randint(len(allowed), (count,), generator=generator)]
 
-    positions = torch.arange(config.prompt).expand(3, -1)
-    prompt = Prompt(tokens(config.prompt), positions, (), config.prompt, "bench")
-    return _Group(model, prompt, [tokens(config.response) for _ in range(config.group)])
+    positions = torch.arange(prompt_length).expand(3, -1)
+    prompt = Prompt(tokens(prompt_length), positions, (), prompt_length, "bench")
+    return RandomGroup(model, prompt, [tokens(response_length) for _ in range(num_takes)])
 
 
 def _decoder_parameters(model: Model) -> int:

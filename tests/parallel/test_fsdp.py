@@ -13,8 +13,9 @@ from torch.distributed.tensor import DTensor
 
 from longtake.config.env import launch
 from longtake.config.sections import LoraConfig, ModelConfig
-from longtake.parallel.fsdp import cast_parameters, gathered, shard_model, units, whole
+from longtake.parallel.fsdp import cast_parameters, gathered, shard_model, units
 from longtake.parallel.mesh import Axis, World, start_world
+from longtake.parallel.sharded_tensors import whole
 from longtake.rollout.engine import RolloutRequest, SamplingParams
 from longtake.rollout.transformers_engine import TransformersEngine
 from longtake.testing import sequence as updates

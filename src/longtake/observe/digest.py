@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard, Union
 
@@ -27,6 +27,11 @@ def digest_of(*parts: Part) -> str:
     an array of the same dtype, shape and values are equal. Tuples and lists nest; numpy scalars count as Python's.
     Raises TypeError for anything else.
     """
+    return digest_of_each(parts)
+
+
+def digest_of_each(parts: Iterable[Part]) -> str:
+    """`digest_of` of parts that are made one after the other, so that they need not all be there at once."""
     state = hashlib.sha256()
     for part in parts:
         _feed(state, part)

@@ -22,7 +22,6 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
 
 from longtake.models.family import Model
 from longtake.parallel.mesh import World
@@ -172,8 +171,3 @@ def gathered(model: Model) -> Iterator[None]:
         for unit in held:
             unit.reshard()
             unit.set_reshard_after_forward(unit is not root, recurse=False)
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """The whole of a sharded tensor, on every rank, all of which must call this; other tensors as they are."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from longtake.models.family import Model
 from longtake.models.positions import Grid
-from longtake.parallel.fsdp import whole
+from longtake.parallel.sharded_tensors import whole
 from longtake.testing.rows import sft_batch, take_logprobs
 from longtake.testing.takes import random_prompt, random_take
 from longtake.training.packed_policy import ScoredTakes

@@ -32,9 +32,10 @@ import transformers
 
 import longtake
 from longtake.errors import CheckpointError
-from longtake.observe.digest import digest_of, file_digest
+from longtake.observe.digest import digest_of, digest_of_each, file_digest
+from longtake.parallel.sharded_tensors import full_state, whole
 from longtake.training.rng import rng_state, set_rng_state
-from longtake.training.tensor_files import check_layout, load_tensors, read_tensors, save_tensors
+from longtake.training.tensor_files import TensorFiles, check_layout, load_tensors, read_tensors, save_tensors
 from longtake.training.trainable import lora_layers, trainable_parameters
 
 if TYPE_CHECKING:
@@ -95,7 +96,8 @@ class CheckpointStore:
     ) -> Path:
         """Write one checkpoint and return its folder; then delete what is neither among the newest `keep_last` nor the best.
 
-        `extra` is any JSON. Raises CheckpointError when it cannot be written; the older ones are untouched then.
+        `extra` is any JSON. Raises CheckpointError when it cannot be written; the older ones are untouched then. Of a sharded model only
+        rank 0 calls this, while all others call `take_part`.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self._sweep()
@@ -118,6 +120,13 @@ class CheckpointStore:
             shutil.rmtree(part, ignore_errors=True)
         self._prune()
         return final
+
+    def take_part(self, model: Model, optimizer: Optimizer) -> None:
+        """While rank 0 saves a sharded model: this rank gives its part of every tensor. Does nothing where the model is whole."""
+        if model.root is not None:
+            self._frozen_digest(model)
+            full_state(saved_weights(model))
+            full_state(optimizer.state_dict())
 
     def mark_best(self, path: Path) -> None:
         """Say that this checkpoint is the best so far; the mark moves, and the old best may go at the next save."""
@@ -162,9 +171,8 @@ class CheckpointStore:
                 rule="adapters belong to one base",
                 remedy="restore the base checkpoint directory the run was started from",
             )
-        state = read_tensors(checkpoint.path / "optimizer")
         if optimizer is not None:
-            optimizer.load_state_dict(state)
+            optimizer.load_state_dict(TensorFiles(checkpoint.path / "optimizer"))
         load_tensors(checkpoint.path / "weights", weights)
         if optimizer is not None:
             set_rng_state(read_tensors(checkpoint.path / "rng"), checkpoint.manifest["rng"])
@@ -176,8 +184,9 @@ class CheckpointStore:
     ) -> None:
         part.mkdir()
         random_tensors, random_numbers = rng_state()
-        save_tensors(part / "weights", saved_weights(model))
-        save_tensors(part / "optimizer", optimizer.state_dict())
+        frozen = self._frozen_digest(model)
+        save_tensors(part / "weights", full_state(saved_weights(model)))
+        save_tensors(part / "optimizer", full_state(optimizer.state_dict()))
         save_tensors(part / "rng", random_tensors)
         (part / "config.json").write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
         manifest = {
@@ -186,7 +195,7 @@ class CheckpointStore:
             "position": position,
             "extra": extra,
             "rng": random_numbers,
-            "frozen": self._frozen_digest(model),
+            "frozen": frozen,
             "code": code_version(),
             "files": {name: {"bytes": path.stat().st_size, "sha256": file_digest(path)} for name, path in _files(part).items()},
         }
@@ -195,12 +204,14 @@ class CheckpointStore:
         (part / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     def _frozen_digest(self, model: Model) -> str:
-        """sha256 of what `weights/` leaves out; it never changes in a run, so it is computed once per model."""
+        """sha256 of what `weights/` leaves out; it never changes in a run, so it is computed once per model.
+
+        Every rank must call it where the model is sharded.
+        """
         if self._frozen is None or self._frozen[0] != id(model):
             saved = saved_weights(model)
             rest = {name: tensor for name, tensor in _all_weights(model).items() if name not in saved}
-            parts = [part for name in sorted(rest) for part in (name, rest[name])]
-            self._frozen = (id(model), digest_of(*parts))
+            self._frozen = (id(model), digest_of_each(part for name in sorted(rest) for part in (name, whole(rest[name]))))
         return self._frozen[1]
 
     def _folders(self) -> list[Path]:

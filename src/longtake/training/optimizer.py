@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from longtake.errors import CheckpointError, LongtakeError
+from longtake.parallel.sharded_tensors import clip_grad_norm, cut
 from longtake.training.trainable import trainable_parameters
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class Optimizer:
 
     def step(self) -> float:
         """One update from the gradients in place, which are then dropped. Returns the global norm before clipping."""
-        norm = float(nn.utils.clip_grad_norm_(self.named.values(), self.config.max_grad_norm, foreach=True))
+        norm = clip_grad_norm(self.named.values(), self.config.max_grad_norm)
         if math.isfinite(norm):
             self._update()
         else:
@@ -108,9 +109,8 @@ class Optimizer:
                 setattr(self, name, int(tensor))
                 continue
             parameter = self.named[name]
-            # As AdamW keeps them: moments beside the parameter, the step count on the CPU.
-            device = "cpu" if kind == "step" else parameter.device
-            self.adamw.state[parameter][kind] = tensor.detach().clone().to(device)
+            # As AdamW keeps them: moments beside the parameter and cut as it is, the step count on the CPU.
+            self.adamw.state[parameter][kind] = tensor.detach().clone().cpu() if kind == "step" else cut(tensor, parameter)
 
     def _check(self, key: str, tensor: torch.Tensor) -> None:
         kind, name = key.split(".", 1)

@@ -9,15 +9,17 @@ one exception is a BaseException.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 import torch.distributed.checkpoint as dcp
 from safetensors import safe_open
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.tensor import DTensor
 
 from longtake.errors import CheckpointError
+from longtake.parallel.sharded_tensors import rows_here
 
 
 def save_tensors(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -40,8 +42,16 @@ def save_tensors(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 
 
 def load_tensors(folder: Path, into: Mapping[str, torch.Tensor]) -> None:
-    """Fill the tensors of `into` in place. Raises CheckpointError unless names, shapes and types are the same."""
+    """Fill the tensors of `into` in place, of a sharded one the rows that are here.
+
+    Raises CheckpointError unless names, shapes and types are the same.
+    """
     check_layout(folder, into)
+    files = TensorFiles(folder)
+    for name, tensor in into.items():
+        if isinstance(tensor, DTensor):
+            files.read_into(tensor, name)
+    into = {name: tensor for name, tensor in into.items() if not isinstance(tensor, DTensor)}
     if not into:
         return
     try:
@@ -67,6 +77,38 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
         with safe_open(path, framework="pt") as file:
             tensors.update({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (not a dict)
     return tensors
+
+
+class TensorFiles(Mapping[str, torch.Tensor]):
+    """The tensors of the safetensors files in a folder, each read when it is asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path_of: dict[str, Path] = {}
+        for path in sorted(folder.glob("*.safetensors")):
+            with safe_open(path, framework="pt") as file:
+                self._path_of.update(dict.fromkeys(file.keys(), path))
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        with safe_open(self._path_of[name], framework="pt") as file:
+            tensor: torch.Tensor = file.get_tensor(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._path_of)
+
+    def __len__(self) -> int:
+        return len(self._path_of)
+
+    @torch.no_grad()
+    def read_into(self, tensor: torch.Tensor, name: str) -> None:
+        """Fill a tensor in place, of a sharded one the rows that are here: no others are read."""
+        if not isinstance(tensor, DTensor):
+            tensor.copy_(self[name])
+            return
+        here = rows_here(tensor)
+        if here.start < here.stop:
+            with safe_open(self._path_of[name], framework="pt") as file:
+                tensor.to_local().copy_(file.get_slice(name)[here])
 
 
 def check_layout(folder: Path, expected: Mapping[str, torch.Tensor]) -> None:

@@ -43,3 +43,11 @@ def test_count_larger_than_the_rows() -> None:
 def test_wrong_calls(arguments: tuple[int, int, int, int]) -> None:
     with pytest.raises(ValueError, match="need num >= 1"):
         positions(*arguments)
+
+
+def test_rows_in_front_begin_the_first_epoch_alone() -> None:
+    """The others keep their order; the second epoch is as ever; any cut gives the same."""
+    assert positions(0, 8, 8, 0, front=(5, 2)) == [5, 2, 6, 1, 3, 0, 4, 7]
+    assert positions(8, 8, 8, 0, front=(5, 2)) == positions(8, 8, 8, 0)
+    whole = positions(0, 20, 8, 0, front=(5, 2))
+    assert [row for start in range(0, 20, 3) for row in positions(start, min(3, 20 - start), 8, 0, front=(5, 2))] == whole

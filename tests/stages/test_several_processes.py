@@ -151,3 +151,12 @@ def wait_until(done: Callable[[], bool], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while not done() and time.monotonic() < deadline:
         time.sleep(0.2)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_longest_rows_come_first_when_asked(sft: MakeSft, rows: Path, processes: int) -> None:
+    """Of twelve rows about six videos of ten to twelve seconds, sampled at one frame a second: the first four have the most tokens."""
+    config = sft("longest", max_steps=3, data={"longest_first": True}, video={"fps": 1.0, "max_frames": 64})
+    run_processes(_run, processes, "sft", config.model_dump(mode="json"), timeout_s=240)
+    prompts = [line["tokens/prompt"] for line in metrics_of(config.out)]
+    assert prompts[0] > max(prompts[1:])

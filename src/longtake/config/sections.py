@@ -188,6 +188,9 @@ class DataConfig(Section):
     """False: questions are asked blind (the no-video baseline)."""
     with_subtitles: bool = False
     """Put the subtitle text in front of the question."""
+    longest_first: bool = False
+    """Training begins with its longest rows: what does not fit into memory fails in the first step, not after a night. Every video is
+    probed at the start; the order of the other rows stays."""
     max_failed_fraction: float = Field(default=0.1, ge=0, le=1)
     """Stop before training when more than this share of the rows cannot be used; below it they are skipped, counted and listed."""
 

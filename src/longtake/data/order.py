@@ -14,12 +14,16 @@ def epoch_order(num: int, seed: int, epoch: int) -> tuple[int, ...]:
     return tuple(order)
 
 
-def positions(start: int, count: int, num: int, seed: int) -> list[int]:
+def positions(start: int, count: int, num: int, seed: int, front: tuple[int, ...] = ()) -> list[int]:
     """Indices of the rows at data positions start..start+count-1, running across epochs of `num` rows.
 
     Position p is row `epoch_order(num, seed, p // num)[p % num]`: a resumed run needs to know `start` and nothing else.
+    `front`: rows with which the first epoch begins; its others follow in their order.
     Raises ValueError when num < 1, start < 0 or count < 0.
     """
     if num < 1 or start < 0 or count < 0:
         raise ValueError(f"need num >= 1, start >= 0, count >= 0; got {num}, {start}, {count}")
-    return [epoch_order(num, seed, position // num)[position % num] for position in range(start, start + count)]
+    epochs = {epoch: epoch_order(num, seed, epoch) for epoch in {position // num for position in range(start, start + count)}}
+    if front and 0 in epochs:
+        epochs[0] = (*front, *(row for row in epochs[0] if row not in set(front)))
+    return [epochs[position // num][position % num] for position in range(start, start + count)]

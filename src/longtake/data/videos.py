@@ -130,6 +130,11 @@ class VideoSource:
             return tokens
         return self.cache.put(request, self._encode(frames), answer, tower)
 
+    def num_tokens(self, ref: VideoRef) -> int:
+        """V, found without decoding the video; 0 where it cannot be read, which is told when its turn comes."""
+        size = self._size_or_none(ref)
+        return 0 if size is None else size.num_tokens
+
     def is_stored(self, ref: VideoRef) -> bool:
         """Whether the cache's folder has the tokens of this video already."""
         return self.cache.holds(self._request(ref))

@@ -24,11 +24,11 @@ import torch
 
 from longtake.config.load import dump_config
 from longtake.config.meta import run_meta
-from longtake.config.sections import RolloutConfig
+from longtake.config.sections import PromptConfig, RolloutConfig
 from longtake.config.stages import RlConfig, SftConfig
 from longtake.data.embedding_cache import EmbeddingCache, digest_index
 from longtake.data.order import positions
-from longtake.data.render import render_prompt, response_text
+from longtake.data.render import render_prompt, response_text, user_text
 from longtake.data.rows import check_failures, read_examples
 from longtake.data.videos import VideoSource
 from longtake.errors import CheckpointError, LongtakeError, PathError, PromptTooLongError, RowError, VideoError
@@ -43,6 +43,7 @@ from longtake.observe.metrics import MetricsLog
 from longtake.observe.progress import Progress, say
 from longtake.observe.signals import StopFlag
 from longtake.observe.timing import Phases, memory_metrics
+from longtake.parallel.balance import longest_first
 from longtake.parallel.collectives import reduce_metrics
 from longtake.parallel.gradients import sum_gradients
 from longtake.rollout.transformers_engine import TransformersEngine
@@ -115,6 +116,8 @@ class TrainingRun:
             hold_graphs=not config.model.gradient_checkpointing,
             prefetch_bytes=config.cache.prefetch_bytes,
         )
+        num_first = config.prompts_per_step if isinstance(config, RlConfig) else config.batch_size
+        self.front = longest_rows(team, self.model, self.source, self.examples, num_first) if config.data.longest_first else ()
         self.validation_source = VideoSource(self.model, config.video, Phases(), cache)
         self.store = CheckpointStore(config.out, config.checkpoint.keep_last)
         self.stop = StopFlag()
@@ -243,7 +246,7 @@ class TrainingRun:
         self.team.heartbeat.beat(f"videos of step {self.step + 1}")
         asked: list[Asked] = []
         failures: Counter[str] = Counter()
-        examples = [self.examples[index] for index in positions(position, count, len(self.examples), self.config.seed)]
+        examples = [self.examples[index] for index in self._rows_at(position, count)]
         self.source.prepare([example.video for example in examples if example.video is not None])
         for place, example in enumerate(examples, position):
             try:
@@ -256,10 +259,12 @@ class TrainingRun:
         if failures:
             self._refuse_too_many()
         if self.step + 1 < self.total_steps:
-            following = positions(position + count, count, len(self.examples), self.config.seed)
-            videos = [self.examples[index].video for index in following]
+            videos = [self.examples[index].video for index in self._rows_at(position + count, count)]
             self.source.prefetch([video for video in videos if video is not None])
         return asked, failures
+
+    def _rows_at(self, position: int, count: int) -> list[int]:
+        return positions(position, count, len(self.examples), self.config.seed, self.front)
 
     def _note_failed(self, example: Example, error: LongtakeError) -> None:
         if example.problem_id not in self.failed_in_use:
@@ -395,6 +400,16 @@ def read_training_rows(config: SftConfig | RlConfig, index: DigestIndex) -> tupl
     for failure in failures:
         say(f"skipped row {failure.problem_id}: {failure.message}", style="yellow")
     return [item for item in items if isinstance(item, Example)], failures
+
+
+def longest_rows(team: Team, model: Model, source: VideoSource, examples: Sequence[Example], count: int) -> tuple[int, ...]:
+    """Indices of the `count` rows with the most tokens of video, subtitles and question; each rank probes its share of the videos."""
+    refs = {example.video.digest: example.video for example in examples if example.video is not None}
+    own = list(refs.items())[team.rank :: team.world.size]
+    tokens = {digest: num for one in team.tell({digest: source.num_tokens(ref) for digest, ref in own}) for digest, num in one.items()}
+    of_video = [0 if example.video is None else tokens[example.video.digest] for example in examples]
+    sizes = [num + len(model.text_ids(user_text(example, PromptConfig()))) for num, example in zip(of_video, examples, strict=True)]
+    return tuple(longest_first(sizes)[:count])
 
 
 def teachable(item: Example | Failure) -> Example | Failure:

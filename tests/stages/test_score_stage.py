@@ -32,6 +32,7 @@ from longtake.models import load_model
 from longtake.observe.timing import Phases
 from longtake.parallel.mesh import start_world
 from longtake.stages import rl as rl_stage
+from longtake.stages import score as stage
 from longtake.stages import score_units
 from longtake.testing.processes import run_processes
 from longtake.testing.training import merged
@@ -188,22 +189,48 @@ def test_processes_change_nothing(
     assert error(launched(score(asked), processes, *options), wanted) <= TOLERANCE
 
 
-def test_a_wrong_position_or_token_shows(
-    score: Make, asked: list[Record], wanted: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def score_shifted(argv: list[str]) -> int:
+    """Every response one position too late, in each process of a launch."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(score_units, "render_prompt", shifted)
+        return main(argv)
+
+
+RENDER = score_units.render_prompt
+
+
+def shifted(*args: Any) -> Prompt:
+    prompt = RENDER(*args)
+    return replace(prompt, next_position=prompt.next_position + 1)
+
+
+def groups_encoded(argv: list[str]) -> int:
+    """By the tower of this process, for all of a launch's responses."""
+    jobs = []
+    prepare = stage.prepare
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage, "prepare", lambda *args: jobs.append(prepare(*args)) or jobs[0])
+        assert main(argv) == 0
+    return jobs[0].model.groups_encoded
+
+
+@pytest.mark.parametrize("sp", ["1", "2"])
+def test_a_video_is_encoded_once_in_all_processes_together(score: Make, asked: list[Record], sp: str) -> None:
+    """Three videos of two temporal groups, for twelve responses to five rows."""
+    assert sum(run_processes(groups_encoded, 2, ["score", saved(score(asked)), "--sp", sp], timeout_s=200)) == 6
+
+
+def test_a_wrong_position_or_token_shows(score: Make, asked: list[Record], wanted: list[torch.Tensor]) -> None:
     """Negative controls of the tests above."""
-    render = score_units.render_prompt
     assert error(scored(score(asked), "--temperature", "0.81"), wanted) > SIGNAL
     changed = [one | {"token_ids": one["token_ids"][::-1]} for one in asked]
     assert error(scored(score(changed)), wanted) > SIGNAL
-
-    def shifted(*args: Any) -> Prompt:
-        prompt = render(*args)
-        return replace(prompt, next_position=prompt.next_position + 1)
-
-    monkeypatch.setattr(score_units, "render_prompt", shifted)
-    assert error(scored(score(asked)), wanted) > SIGNAL
-    assert error(scored(score(asked), "--layout", "naive"), wanted) > SIGNAL
+    for layout in ("naive", "shared"):
+        argv = ["score", saved(score(asked, layout=layout)), "--sp"]
+        assert score_shifted([*argv, "1"]) == 0
+        assert error(written(score(asked)), wanted) > SIGNAL
+        assert run_processes(score_shifted, 2, [*argv, "2"], timeout_s=200) == [0, 0]
+        assert error(written(score(asked)), wanted) > SIGNAL
 
 
 def test_entropies_on_request(score: Make, asked: list[Record]) -> None:
@@ -316,14 +343,14 @@ def disagree() -> tuple[str, str]:
     with start_world(torch.device("cpu"), timeout_s=60) as world:
         own = Prompt(torch.ones(1), torch.ones(3, 1), (), 1, f"digest {world.rank}")
         failed = Failure(3, "video", "VideoMissingError", "gone") if world.rank else replace(own, digest="same")
-        both = [score_units.agreed(one, row, world.axis) for one in (failed, own)]
+        both = [score_units.agreed(one, lambda prompt: prompt.digest, row, world.axis) for one in (failed, own)]
     assert all(isinstance(one, Failure) for one in both)
     return both[0].message, both[1].message
 
 
 def test_what_fails_in_one_process_fails_in_all() -> None:
     told = run_processes(disagree, 2)
-    assert told[0] == told[1] and told[0][0] == "gone" and "problem 3: its prompt is not the same in all processes" in told[0][1]
+    assert told[0] == told[1] and told[0][0] == "gone" and "problem 3: its video or prompt is not the same in all processes" in told[0][1]
 
 
 def test_nonsense_of_the_model_is_no_number(asked: list[Record]) -> None:

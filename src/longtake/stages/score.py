@@ -6,7 +6,6 @@ all tell each other what they found, so that no rank is ever more than a batch a
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -23,10 +22,8 @@ from longtake.models import load_model
 from longtake.models.family import Model
 from longtake.observe.progress import Progress, say
 from longtake.observe.timing import Phases
-from longtake.parallel.collectives import gather_texts
-from longtake.parallel.heartbeat import Heartbeat
-from longtake.parallel.mesh import SequenceMesh, World, start_world
 from longtake.stages.score_units import Prompts, Rows, Unit, batches, score_batch
+from longtake.stages.team import Team, joined
 from longtake.types import Failure, Row
 
 Outcome = Scored | Failure
@@ -45,16 +42,14 @@ def run(config: ScoreConfig) -> None:
     check_out(config)
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
-    on_gpu = config.model.device != "cpu" and torch.cuda.is_available()
-    parallel = config.parallel
-    with start_world(torch.device("cuda" if on_gpu else "cpu"), parallel.timeout_s) as world:
-        with Heartbeat(world.launch, parallel.heartbeat_s) as heartbeat:
-            job = prepare(config, world, heartbeat)
-            outcomes = score_all(job)
-        if world.rank == 0:
+    ring, ulysses = config.degrees
+    with joined(config.parallel.model_copy(update={"ring": ring, "ulysses": ulysses}), config.model.device) as team:
+        job = prepare(config, team)
+        outcomes = score_all(job)
+        if team.is_first:
             write_scored(config.out, job.lines, outcomes, entropies=config.entropies)
             tell(job, outcomes, time.perf_counter() - started)
-    if world.rank == 0:
+    if team.is_first:
         check_failures(outcomes, config.data.max_failed_fraction)
 
 
@@ -63,9 +58,7 @@ class Job:
     """What a process of the launch works with."""
 
     config: ScoreConfig
-    world: World
-    mesh: SequenceMesh
-    heartbeat: Heartbeat
+    team: Team
     model: Model
     prompts: Prompts
     lines: list[Line]
@@ -94,9 +87,9 @@ def check_out(config: ScoreConfig) -> None:
         raise ConfigError(f"out = {config.out} is read too", rule="nothing that was given is replaced", remedy="choose another out")
 
 
-def prepare(config: ScoreConfig, world: World, heartbeat: Heartbeat) -> Job:
+def prepare(config: ScoreConfig, team: Team) -> Job:
     """Load the model, read rows and responses."""
-    model, phases = load_model(config.model), Phases()
+    model, phases = load_model(config.model.model_copy(update={"train_vision": False})), Phases()
     size = model.hf.get_input_embeddings().num_embeddings
     lines = read_responses(config.responses, Vocabulary(size, frozenset(model.banned_ids.tolist())))
     rows, known, failed = Rows(config), dict[int, Row](), dict[int, Failure]()
@@ -106,8 +99,7 @@ def prepare(config: ScoreConfig, world: World, heartbeat: Heartbeat) -> Job:
             failed[place] = content
         else:
             known[content.problem_id] = content
-    mesh = world.sequence_mesh(*config.degrees)
-    return Job(config, world, mesh, heartbeat, model, Prompts(config, model, mesh.sequence, phases), lines, known, failed, phases)
+    return Job(config, team, model, Prompts(config, model, team.mesh.sequence, phases), lines, known, failed, phases)
 
 
 def score_all(job: Job) -> list[Outcome]:
@@ -115,25 +107,26 @@ def score_all(job: Job) -> list[Outcome]:
     outcomes: dict[int, Outcome] = dict(job.failed)
     failed: dict[int, Failure] = {}
     work = batches(units(job, failed), job.config.max_tokens)
-    with Progress("score", total=len(job.lines), enabled=job.world.rank == 0, done=len(outcomes)) as progress:
+    with Progress("score", total=len(job.lines), done=len(outcomes)) as progress:
         more, number = True, 0
         while more:
             number += 1
-            job.heartbeat.beat(f"round {number} of scoring")
+            job.team.heartbeat.beat(f"round {number} of scoring")
             batch = next(work, None)
             found = score(job, batch) if batch else {}
             news, more = exchange(job, {**found, **failed}, batch is not None)
             failed.clear()
+            job.prompts.release()
             outcomes |= news
             progress.advance(len(news))
-    if job.mesh.sequence.rank == 0:
+    if job.team.speaks_for_sequence:
         job.prompts.index.save()
     return [outcomes[place] for place in range(len(job.lines))]
 
 
 def score(job: Job, batch: Sequence[Unit]) -> dict[int, Outcome]:
     with job.phases("score"):
-        scored = score_batch(job.model, batch, job.config, job.mesh)
+        scored = score_batch(job.model, batch, job.config, job.team.mesh)
     return {place: checked(one, response_at(job, place)) for place, one in scored.items()}
 
 
@@ -156,7 +149,7 @@ def dealt(job: Job) -> list[tuple[int, list[int]]]:
             problem_id = response_at(job, place).problem_id
             video = job.rows[problem_id].videos or f"row {problem_id}"
             by_video.setdefault(video, {}).setdefault(problem_id, []).append(place)
-    mine = list(by_video.values())[job.mesh.data_rank :: job.mesh.num_data]
+    mine = list(by_video.values())[job.team.mesh.data_rank :: job.team.mesh.num_data]
     return [group for groups in mine for group in groups.items()]
 
 
@@ -168,9 +161,9 @@ def response_at(job: Job, place: int) -> Response:
 
 def exchange(job: Job, own: dict[int, Outcome], worked: bool) -> tuple[dict[int, Outcome], bool]:
     """What all data ranks found in this round, and whether any still worked."""
-    told = {place: asdict(outcome) for place, outcome in own.items()} if job.mesh.sequence.rank == 0 else {}
-    answers = [json.loads(text) for text in gather_texts(json.dumps({"worked": worked, "found": told}), job.world.axis)]
-    news = {int(place): outcome_of(record) for answer in answers for place, record in answer["found"].items()}
+    found = [[place, asdict(outcome)] for place, outcome in own.items()] if job.team.speaks_for_sequence else []
+    answers = job.team.tell({"worked": worked, "found": found})
+    news = {place: outcome_of(record) for answer in answers for place, record in answer["found"]}
     return news, any(answer["worked"] for answer in answers)
 
 
@@ -199,6 +192,6 @@ def summary(job: Job, outcomes: Sequence[Outcome], seconds: float) -> str:
     return (
         f"score: {len(outcomes)} responses to {len(job.rows)} rows: {len(scored)} scored, "
         f"{sum(len(one.logprobs) for one in scored)} tokens; {kinds.total()} failed{f' ({told})' if told else ''}; "
-        f"{job.config.layout} on {job.world.size} processes, sp {ring * ulysses} (ring {ring} x Ulysses {ulysses}); "
+        f"{job.config.layout} on {job.team.world.size} processes, sp {ring * ulysses} (ring {ring} x Ulysses {ulysses}); "
         f"{seconds:.1f} s{f' ({phases})' if phases else ''}: {job.config.out}"
     )

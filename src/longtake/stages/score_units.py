@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from longtake.config.score import ScoreConfig
 from longtake.data.embedding_cache import EmbeddingCache, digest_index
 from longtake.data.render import render_prompt
 from longtake.data.responses import Scored, failure_of
-from longtake.data.rows import check_row, chosen, read_rows
+from longtake.data.rows import chosen, example_or_failure, read_rows
 from longtake.data.videos import VideoSource
 from longtake.errors import MismatchError, PathError, PromptTooLongError, RowError, VideoError
 from longtake.models.family import Model
@@ -22,7 +23,9 @@ from longtake.parallel.collectives import gather_texts
 from longtake.parallel.mesh import Axis, SequenceMesh
 from longtake.parallel.packed import pack_rows
 from longtake.training.packed_policy import ScoredTakes, packed_logprobs, score_groups
-from longtake.types import Failure, Prompt, Row
+from longtake.types import Example, Failure, Prompt, Row
+
+T = TypeVar("T", Example, Prompt)
 
 
 class Rows:
@@ -50,39 +53,50 @@ class Rows:
 
 
 class Prompts:
-    """Makes the prompts of rows, each video decoded and encoded once per process."""
+    """Makes the prompts of rows. All ranks that share a sequence ask for the same ones in order; what fails on one fails on all."""
 
     def __init__(self, config: ScoreConfig, model: Model, axis: Axis, phases: Phases) -> None:
-        """`axis`: the ranks that share a sequence."""
+        """`axis`: these ranks; they decode and encode each video together, once."""
         self._config, self._model, self._axis = config, model, axis
         self.index = digest_index(config.cache, None, config.video.limits.max_bytes)
-        self._source = VideoSource(model, config.video, phases, EmbeddingCache(config.cache))
+        self._source = VideoSource(model, config.video, phases, EmbeddingCache(config.cache), axis=axis)
 
     def prompt(self, row: Row) -> Prompt | Failure:
-        """The same on every rank of the axis, all of which must ask; what fails on one fails on all."""
-        return agreed(self._own(row), row, self._axis)
+        """The same on every rank."""
+        example = agreed(self._example(row), lambda example: example.video.digest if example.video else "", row, self._axis)
+        if isinstance(example, Failure):
+            return example
+        if example.video is not None:
+            self._source.prepare([example.video])
+        return agreed(self._render(example), lambda prompt: prompt.digest, row, self._axis)
 
-    def _own(self, row: Row) -> Prompt | Failure:
+    def release(self) -> None:
+        """Let go of the videos of prompts that were scored; the cache keeps what it has room for."""
+        self._source.release()
+
+    def _example(self, row: Row) -> Example | Failure:
         data = self._config.data
         root = data.rows.parent if data.root is None else data.root
+        return example_or_failure(row, root, self.index if data.with_video else None, data.with_subtitles)
+
+    def _render(self, example: Example) -> Prompt | Failure:
         try:
-            example = check_row(row, root, self.index if data.with_video else None, with_subtitles=data.with_subtitles)
             tokens = self._source.tokens(example.video) if example.video is not None else None
             return render_prompt(example, tokens, self._model, self._config.prompt)
-        except (RowError, PathError, VideoError, PromptTooLongError) as error:
-            return failure_of(error, row.problem_id, "video" if isinstance(error, VideoError) else "prompt")
+        except (PathError, VideoError, PromptTooLongError) as error:
+            return failure_of(error, example.problem_id, "video" if isinstance(error, VideoError) else "prompt")
 
 
-def agreed(own: Prompt | Failure, row: Row, axis: Axis) -> Prompt | Failure:
+def agreed(own: T | Failure, digest: Callable[[T], str], row: Row, axis: Axis) -> T | Failure:
     """`own` where every rank of the axis found the same, else a Failure on all of them."""
-    told = [json.loads(text) for text in gather_texts(json.dumps(asdict(own) if isinstance(own, Failure) else own.digest), axis)]
+    told = [json.loads(text) for text in gather_texts(json.dumps(asdict(own) if isinstance(own, Failure) else digest(own)), axis)]
     failures = [one for one in told if isinstance(one, dict)]
     if failures:
         return Failure(**failures[0])
     if len(set(told)) == 1:
         return own
     error = MismatchError(
-        f"problem {row.problem_id}: its prompt is not the same in all processes",
+        f"problem {row.problem_id}: its video or prompt is not the same in all processes",
         rule="processes that share a sequence read the same rows, videos and weights with the same libraries",
         remedy="compare the files, and the versions of PyAV and transformers, on all machines",
     )

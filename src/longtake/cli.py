@@ -24,7 +24,7 @@ from longtake.config import plan as plans
 from longtake.config import score as scores
 from longtake.config import stages as configs
 from longtake.config.describe import FieldDoc, container_of, default_text, list_fields
-from longtake.config.env import wants_traceback, world_size
+from longtake.config.env import rank_label, wants_traceback, world_size
 from longtake.config.load import clip, dump_config, find_field, load_config
 from longtake.config.sections import Section
 from longtake.errors import ConfigError, LongtakeError, StopRequested
@@ -69,9 +69,9 @@ COMMANDS = (
     Command("ask", configs.AskConfig, "longtake.stages.ask", "question", MODEL_ALIAS),
     Command("world make", configs.WorldConfig, "longtake.stages.world"),
     Command("tiny train", configs.TinyConfig, "longtake.stages.tiny"),
-    Command("sft", configs.SftConfig, "longtake.stages.sft", None, MODEL_ALIAS),
-    Command("rl", configs.RlConfig, "longtake.stages.rl", None, MODEL_ALIAS),
-    Command("evaluate", configs.EvaluateConfig, "longtake.stages.evaluate", None, MODEL_ALIAS),
+    Command("sft", configs.SftConfig, "longtake.stages.sft", None, MODEL_ALIAS, many_processes=True),
+    Command("rl", configs.RlConfig, "longtake.stages.rl", None, MODEL_ALIAS, many_processes=True),
+    Command("evaluate", configs.EvaluateConfig, "longtake.stages.evaluate", None, MODEL_ALIAS, many_processes=True),
     Command("encode", configs.EncodeConfig, "longtake.stages.encode", None, MODEL_ALIAS, many_processes=True),
     Command("score", scores.ScoreConfig, "longtake.stages.score", None, SCORE_ALIASES, many_processes=True),
     Command("plan", plans.PlanConfig, "longtake.stages.plan", None, MODEL_ALIAS | PLAN_ALIASES, many_processes=True),
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LongtakeError as error:
         if wants_traceback():
             raise
-        say(f"error: {error}", "red")
+        say(f"{rank_label()}error: {error}", "red")
         return error.exit_code
     except StopRequested as stop:
         say(f"stopped: {stop}", "yellow")

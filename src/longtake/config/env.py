@@ -68,6 +68,16 @@ def enter_launch(this: Launch) -> None:
     }
 
 
+def one_thread() -> dict[str, str]:
+    """The environment of a process that computes with one thread, for whoever starts it."""
+    return os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def num_cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def wants_traceback() -> bool:
     """LONGTAKE_TRACEBACK=1 shows where an error came from, for whoever debugs longtake itself."""
     return os.environ.get("LONGTAKE_TRACEBACK", "") not in ("", "0")

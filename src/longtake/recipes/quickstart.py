@@ -103,7 +103,7 @@ def sft_config(out: Path, name: str, seed: int, steps: int, *, with_video: bool 
 
 
 def control_config(out: Path, sft: SftConfig) -> SftConfig:
-    """SFT goes on from where it was best, on the same rows, until RL is done (the stage stops it)."""
+    """SFT goes on from where it was best, on the same rows, for as many seconds as RL took (the stage sets them)."""
     assert sft.validation is not None
     return sft.model_copy(
         update={

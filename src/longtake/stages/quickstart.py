@@ -1,12 +1,12 @@
-"""`longtake quickstart`: the whole pipeline of recipes/quickstart.py, each stage a process of its own with one thread.
+"""`longtake quickstart`: the whole pipeline of recipes/quickstart.py, in processes of one thread.
 
-Two stages that do not need each other run side by side. An interrupted quickstart goes on where it was.
+Two stages that do not need each other run side by side, one process each. RL has both cores, through torchrun; its control then has both
+for as many seconds. An interrupted quickstart goes on where it was.
 """
 
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
 import time
@@ -16,6 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from longtake.config.env import num_cores, one_thread
 from longtake.config.load import dump_config
 from longtake.config.sections import Section
 from longtake.config.stages import ExportConfig, QuickstartConfig
@@ -24,6 +25,7 @@ from longtake.errors import LongtakeError
 from longtake.evaluation.records import read_records
 from longtake.evaluation.summary import headline_rows, paired_test
 from longtake.observe.progress import say
+from longtake.observe.signals import StopFlag
 from longtake.recipes.quickstart import SFT_SHARE, Quickstart, quickstart
 from longtake.report.html import write_report
 from longtake.training.checkpoint import find_checkpoint
@@ -31,6 +33,8 @@ from longtake.types import Row
 from longtake.world.write import write_world
 
 STAGE_KEYS = ("accuracy", "n", "ci95", "by_category", "by_frames", "by_letter", "format_rate")
+MAX_PROCESSES = 2
+"""Of RL and its control; fewer where there are fewer cores."""
 
 
 def run(config: QuickstartConfig) -> None:
@@ -62,16 +66,20 @@ def run_pipeline(out: Path, recipe: Quickstart) -> dict[str, Any]:
     for name in ("sft", "sft_blind"):
         export_best(out, name)
     done("sft")
-    rl_beside_control(out, recipe)
-    for name in ("rl", "sft_control"):
-        export_best(out, name)
+    num_processes = min(MAX_PROCESSES, num_cores())
+    together(out, {"rl": recipe.rl}, num_processes)
+    export_best(out, "rl")
     done("rl")
+    control = recipe.sft_control.model_copy(update={"max_seconds": training_seconds(out, "rl")})
+    together(out, {"sft_control": control}, num_processes)
+    export_best(out, "sft_control")
+    done("sft_control")
     for pair in (("base", "blind"), ("sft", "sft_control"), ("rl",)):
         missing = [name for name in pair if not (out / "eval" / name / "results.json").exists()]
         together(out, {f"evaluate {name}": recipe.evaluations[name] for name in missing})
     done("evaluate")
     seconds["total"] = sum(seconds.values())
-    seconds |= {f"{name}_training": find_checkpoint(out / name).extra["seconds"] for name in ("sft", "sft_blind", "rl", "sft_control")}
+    seconds |= {f"{name}_training": training_seconds(out, name) for name in ("sft", "sft_blind", "rl", "sft_control")}
     return summarise_run(out, seconds)
 
 
@@ -86,43 +94,54 @@ def make_data(out: Path, recipe: Quickstart) -> None:
     write_rows(out / "data" / "rl.jsonl", [row for row in rows if row.videos not in for_sft])
 
 
-def together(out: Path, stages: dict[str, Section]) -> None:
-    """Run stages side by side, wait for all. Raises LongtakeError naming the one that failed."""
-    processes = {name: start(out, name, config) for name, config in stages.items()}
-    try:
-        for name, process in processes.items():
-            check(name, process.wait(), allowed=(0,))
-    finally:
-        for process in processes.values():
-            process.terminate()
+def together(out: Path, stages: dict[str, Section], num_processes: int = 1) -> None:
+    """Run stages side by side, each in so many processes, and wait for all. Raises LongtakeError naming the one that failed.
+
+    SIGTERM and Ctrl-C are passed on; StopRequested is raised when all have saved and left, so that our line is the last.
+    """
+    with StopFlag() as stop:
+        running = {name: start(out, name, config, num_processes) for name, config in stages.items()}
+        try:
+            while not stop.requested and {process.poll() for process in running.values()} <= {None, 0} and unfinished(running):
+                time.sleep(0.1)
+            codes = {name: process.poll() for name, process in running.items()}
+        finally:
+            for process in running.values():
+                process.terminate()
+            for process in running.values():
+                process.wait()
+    if stop.requested:
+        stop.leave("a new start of the quickstart goes on from here")
+    for name, code in codes.items():
+        check(name, code)
 
 
-def rl_beside_control(out: Path, recipe: Quickstart) -> None:
-    """The control trains beside RL and is told to save and leave when RL is done: as many seconds, on a core of its own."""
-    control = start(out, "sft_control", recipe.sft_control)
-    rl = start(out, "rl", recipe.rl)
-    try:
-        check("rl", rl.wait(), allowed=(0,))
-        control.send_signal(signal.SIGTERM)
-        check("sft_control", control.wait(), allowed=(0, 128 + signal.SIGTERM))
-    finally:
-        for process in (rl, control):
-            process.terminate()
+def unfinished(running: dict[str, subprocess.Popen[bytes]]) -> bool:
+    return any(process.poll() is None for process in running.values())
 
 
-def start(out: Path, name: str, config: Section) -> subprocess.Popen[bytes]:
-    """`longtake STAGE CONFIG` in a process of its own; its configuration stays in out/configs for reading and running again."""
+def start(out: Path, name: str, config: Section, num_processes: int) -> subprocess.Popen[bytes]:
+    """`longtake STAGE CONFIG`; its configuration stays in out/configs for reading and running again.
+
+    In a session of its own: a Ctrl-C reaches it once, from us.
+    """
     folder = out / "configs"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name.replace(' ', '_')}.json"
     path.write_text(dump_config(config))
     stage = {"rl": "rl"}.get(name, "evaluate" if name.startswith("evaluate") else "sft")
-    say(f"quickstart: {name}")
-    return subprocess.Popen([sys.executable, "-m", "longtake", stage, str(path)])
+    say(f"quickstart: {name}" + (f", {num_processes} processes" if num_processes > 1 else ""))
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes)] if num_processes > 1 else []
+    return subprocess.Popen([sys.executable, *torchrun, "-m", "longtake", stage, str(path)], env=one_thread(), start_new_session=True)
 
 
-def check(name: str, code: int, allowed: tuple[int, ...]) -> None:
-    if code not in allowed:
+def training_seconds(out: Path, name: str) -> float:
+    return float(find_checkpoint(out / name).extra["seconds"])
+
+
+def check(name: str, code: int | None) -> None:
+    """None: it was told to leave because another stage failed, which the others' codes tell."""
+    if code not in (None, 0):
         raise LongtakeError(
             f"stage {name} ended with exit code {code}",
             rule="every stage of the quickstart succeeds",

@@ -47,11 +47,12 @@ class Prefetch:
         self.taken += found is not None
         return found
 
-    def stop(self) -> None:
-        """Let the thread end after the video it is at."""
+    def stop(self, *, wait: bool = True) -> None:
+        """Let the thread end after the video it is at, and drop what it has."""
         if self._run is not None:
             self._run.stopped = True
-            self._run.thread.join()
+            if wait:
+                self._run.thread.join()
             self._run = None
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from longtake.errors import VideoDamagedError
 from longtake.parallel.chunks import VideoSize
 from longtake.parallel.collectives import gather_texts
 from longtake.parallel.encode import EncodedBatch
@@ -65,9 +66,19 @@ def _gradients(leaf: VideoTokens) -> list[tuple[Tensor, ...]] | None:
     return [tuple(torch.zeros_like(tensor) if tensor.grad is None else tensor.grad for tensor in tensors)]
 
 
-def missing_anywhere(own: Sequence[str], axis: Axis) -> set[str]:
-    """Of the requests that each rank cannot answer, those of any rank: all ranks then encode the same."""
-    return {request for text in gather_texts(json.dumps(list(own)), axis) for request in json.loads(text)}
+def missing_anywhere(wanted: Sequence[str], own: Sequence[str], axis: Axis) -> set[str]:
+    """Of the requests `wanted`, those that some rank cannot answer (`own` on this one): all ranks then encode the same.
+
+    Raises VideoDamagedError when the ranks want different ones: a video would get another's embeddings.
+    """
+    told = [json.loads(text) for text in gather_texts(json.dumps([list(wanted), list(own)]), axis)]
+    if any(one[0] != told[0][0] for one in told):
+        raise VideoDamagedError(
+            "the ranks ask for different videos, or for other samplings of them",
+            rule="all ranks of a launch read the same rows, videos and configuration, with the same libraries",
+            remedy="put rows and videos on a file system that all machines share, and install the same versions",
+        )
+    return {request for _, missing in told for request in missing}
 
 
 def first_writes(write: Callable[[], None], axis: Axis) -> None:

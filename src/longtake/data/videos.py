@@ -69,10 +69,12 @@ class VideoSource:
         missing = {request: ref for ref in refs if not self.cache.has(request := self._request(ref))}
         if missing:
             self._ahead.start(partial(self._plan_ahead, list(missing.values())))
+        else:
+            self._ahead.stop()
 
-    def close(self) -> None:
-        """Wait for the thread that decodes ahead."""
-        self._ahead.stop()
+    def close(self, *, wait: bool = True) -> None:
+        """End the thread that decodes ahead."""
+        self._ahead.stop(wait=wait)
 
     def prepare(self, refs: Sequence[VideoRef], *, again: bool = False) -> None:
         """Encode what is not there yet, all ranks of the axis together; every rank calls this with the same videos.
@@ -93,7 +95,7 @@ class VideoSource:
             if found is not None:
                 self._note(ref, found[1])
                 self._prepared[request] = found[0]
-        missing = missing_anywhere([request for request in wanted if request not in self._prepared], self._axis)
+        missing = missing_anywhere(list(wanted), [request for request in wanted if request not in self._prepared], self._axis)
         todo = {request: ref for request, ref in wanted.items() if request in missing}
         if todo:
             self._prepare_frozen(todo)
@@ -284,7 +286,7 @@ class VideoSource:
         if ref.digest in self._noted:
             return
         self._noted.add(ref.digest)
-        self._counts["reduced"] += answer.reduced
+        self._counts["reduced"] += answer.reduced and self._axis.rank == 0  # metrics add up over ranks
         self._max_deviation_s = max(self._max_deviation_s, answer.deviation_s)
         if answer.deviation_s * self._model.tokens_per_second >= 1:
             logger.info(

@@ -48,8 +48,9 @@ def evaluate(config: EvaluateConfig, team: Team) -> Summary:
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     started, phases = time.perf_counter(), Phases()
-    index = digest_index(config.cache, None, config.video.limits.max_bytes)
+    path = config.out / "digests.json" if team.world.size > 1 else None  # so that files are digested once
     with team.first_ahead():
+        index = digest_index(config.cache, path, config.video.limits.max_bytes)
         items = read_examples(config.data, index)
         index.save()
     model = load_model(config.model)

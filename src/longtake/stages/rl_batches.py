@@ -177,11 +177,12 @@ def setting_of(config: RlConfig, team: Team, device: torch.device, dtype: torch.
 
 
 def cluster_of(team: Team, device: torch.device) -> Cluster:
-    """The ranks of the launch; on a CPU those of a node share its memory."""
-    places = team.tell(team.world.launch.local_rank)
-    nodes = places.count(0)
+    """The ranks of the launch, with the least memory of any; on a CPU those of a node share its memory."""
+    on_device = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else 0
+    told = team.tell([team.world.launch.local_rank, host_bytes_here(), on_device])
+    nodes = [place for place, _, _ in told].count(0)
     per_node = team.world.size // nodes
-    host = round(host_bytes_here() * USABLE)
+    host, rank_bytes = (round(min(one[column] for one in told) * USABLE) for column in (1, 2))
     if device.type == "cuda":
-        return Cluster(nodes, per_node, round(torch.cuda.mem_get_info(device)[1] * USABLE), host)
+        return Cluster(nodes, per_node, rank_bytes, host)
     return Cluster(nodes, per_node, host // per_node, host, "cpu")

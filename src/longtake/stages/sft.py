@@ -7,10 +7,11 @@ from collections import Counter
 
 from longtake.config.stages import SftConfig
 from longtake.data.render import response_ids
+from longtake.errors import ConfigError
 from longtake.observe.progress import say
 from longtake.parallel.collectives import sum_over_ranks
 from longtake.parallel.packed import pack_rows
-from longtake.stages.team import joined
+from longtake.stages.team import Team, joined
 from longtake.stages.training_run import Asked, TrainingRun
 from longtake.training.sft_loss import sft_loss
 from longtake.training.trainable import training_mode
@@ -19,7 +20,18 @@ from longtake.training.trainable import training_mode
 def run(config: SftConfig) -> None:
     """Train and leave checkpoints in config.out; resumes by itself."""
     with joined(config.parallel, config.model.device) as team:
+        refuse_dropout(config, team)
         train(config, TrainingRun(config, "sft", team))
+
+
+def refuse_dropout(config: SftConfig, team: Team) -> None:
+    """Raises ConfigError: each process would draw masks of its own, and only those of the first would be resumed."""
+    if team.world.size > 1 and config.model.lora is not None and config.model.lora.dropout > 0:
+        raise ConfigError(
+            f"model.lora.dropout = {config.model.lora.dropout} on {team.world.size} processes",
+            rule="several processes make the run of one",
+            remedy="set model.lora.dropout = 0, or start one process",
+        )
 
 
 def train(config: SftConfig, run: TrainingRun) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
-from longtake.errors import LongtakeError, OtherRankFailedError
+from longtake.errors import LongtakeError, OtherRankFailedError, RowError
 from longtake.evaluation.records import AnswerRecord, refuse_repeated
 from longtake.evaluation.score import without_borrowed_ids
+from longtake.observe.digest import digest_of
 from longtake.parallel.balance import balanced
 from longtake.stages.team import Team
 from longtake.types import Example, Failure
@@ -27,6 +28,7 @@ def share_evaluation(team: Team, items: Sequence[Item], answer: Callable[[Sequen
     if team.world.size == 1:
         return answer(items)
     items = without_borrowed_ids(items)
+    refuse_other_items(team, items)
     refuse_repeated((item.problem_id, 0) for item in items)
     own = shares(items, team.world.size)[team.rank]
     records: list[AnswerRecord] = []
@@ -44,6 +46,17 @@ def share_evaluation(team: Team, items: Sequence[Item], answer: Callable[[Sequen
     everything = shares(items, team.world.size)
     placed = {index: record for part, one in zip(everything, told, strict=True) for index, record in zip(part, one["records"], strict=True)}
     return [AnswerRecord(**{**placed[index], "letters": tuple(placed[index]["letters"])}) for index in range(len(items))]
+
+
+def refuse_other_items(team: Team, items: Sequence[Item]) -> None:
+    """Raises RowError when the ranks have read different rows: records would be put in other rows' places."""
+    own = digest_of(*((str(item.problem_id), isinstance(item, Example)) for item in items))
+    if len(set(team.tell(own))) > 1:
+        raise RowError(
+            "the ranks have read different rows",
+            rule="all ranks read the same rows and videos",
+            remedy="put them on a file system that all machines share",
+        )
 
 
 def shares(items: Sequence[Item], num_ranks: int) -> list[list[int]]:

@@ -99,8 +99,8 @@ class TrainingRun:
         torch.manual_seed(config.seed)
         self.config, self.kind, self.team = config, kind, team
         self.phases = Phases()
-        index = digest_index(config.cache, config.out / "digests.json", config.video.limits.max_bytes)
         with team.first_ahead():  # files are digested once
+            index = digest_index(config.cache, config.out / "digests.json", config.video.limits.max_bytes)
             self.examples, self.failures = read_training_rows(config, index)
             self.validation = validation_items(config, index)
             index.save()
@@ -135,7 +135,7 @@ class TrainingRun:
         self.total_steps = total_steps
         self.optimizer: Optimizer = build_optimizer(self.model, self.config.optimizer, total_steps * updates_per_step)
         self.resumed = self._resume()
-        self._refuse_other_steps()
+        self._refuse_other_runs()
         self.metrics: MetricsLog | Nowhere = self._open_folder() if self.team.is_first else Nowhere()
         counts = parameter_counts(self.model)
         rows = f"{len(self.examples)} rows, {len(self.failures)} failed"
@@ -151,14 +151,17 @@ class TrainingRun:
         """A log of the run folder beside metrics.jsonl; nothing on ranks that write nothing."""
         return JsonLines(self.config.out / name, resume_at=self.step if self.resumed else None) if self.team.is_first else Nowhere()
 
-    def _refuse_other_steps(self) -> None:
-        """A rank that does not see the folder would train other weights."""
-        steps = self.team.tell(self.step)
-        if len(set(steps)) > 1:
+    def _refuse_other_runs(self) -> None:
+        """A rank that does not see the folder, or sees other rows or videos, would make another run of it."""
+        videos = digest_of(*(example.video.digest if example.video else "" for example in self.examples))
+        validation = digest_of(*(str(item.problem_id) for item in self.validation))
+        told = self.team.tell([self.step, self.resumed, self._rows_digest(), videos, validation])
+        if any(one != told[0] for one in told):
             raise CheckpointError(
-                f"the ranks would resume at steps {', '.join(map(str, steps))}",
-                rule="all ranks resume from the same checkpoint",
-                remedy=f"put {self.config.out} on a file system that all machines share",
+                f"the ranks do not see the same run: steps {[one[0] for one in told]}, resumed {[one[1] for one in told]}, "
+                f"{len({one[2] for one in told})} different sets of rows, {len({one[3] for one in told})} of videos",
+                rule="all ranks read the same rows, videos and checkpoints",
+                remedy=f"put {self.config.out}, the rows and the videos on a file system that all machines share",
             )
 
     def _resume(self) -> bool:
@@ -178,6 +181,7 @@ class TrainingRun:
         self.best = Best(**found.extra["best"])
         self.steps_without_signal = found.extra["steps_without_signal"]
         self.failed_in_use = set(found.extra["failed_in_use"])
+        self.front = tuple(found.extra.get("front", ()))
         self.seconds_before = found.extra["seconds"]
         say(f"{self.kind}: resumed at step {self.step} from {found.path}")
         return True
@@ -201,7 +205,7 @@ class TrainingRun:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.source.close()
+        self.source.close(wait=error is None)
         self.progress.__exit__(kind, error, trace)
         self.metrics.close()
         self.stop.__exit__(kind, error, trace)
@@ -300,8 +304,7 @@ class TrainingRun:
             found = self.validate() if due else {}
             whole = True
         finally:
-            # With an error on its way the other ranks may be gone: nothing is asked of them then.
-            self.metrics.log(self.step, metrics | found | (self._costs() if whole else self._own_costs()))
+            self.metrics.log(self.step, metrics | found | self._costs_or_own(whole))
             improved = self.best.step == self.step
             if improved or not whole or self.step % self.config.checkpoint.every == 0:
                 self.save(best=improved)
@@ -314,14 +317,23 @@ class TrainingRun:
         """Of all ranks."""
         return reduce_metrics(self._own_costs(), self.team.axis) if self.team.world.size > 1 else self._own_costs()
 
+    def _costs_or_own(self, whole: bool) -> dict[str, float]:
+        """With an error on its way, or another rank gone, this rank's alone: the step is logged and saved all the same."""
+        try:
+            return self._costs() if whole else self._own_costs()
+        except RuntimeError as error:
+            say(f"{self.kind}: the other ranks do not answer ({error}); step {self.step} is saved", style="yellow")
+            return self._own_costs()
+
     def _own_costs(self) -> dict[str, float]:
         seconds = {f"seconds/{name}": value for name, value in self.phases.take().items()}
         return seconds | memory_metrics() | self.source.metrics()
 
     def save_if_new(self) -> None:
-        """Before leaving: a lost step is never the price of it."""
+        """Before leaving, on every rank: a lost step is never the price of it. None leaves before all have saved."""
         if self.saved_step != self.step:
             self.save()
+        self.team.any(False)
 
     def save(self, *, best: bool = False) -> None:
         """A checkpoint of the last finished step; the logs reach the disk first."""
@@ -331,6 +343,7 @@ class TrainingRun:
             "steps_without_signal": self.steps_without_signal,
             "failed_in_use": sorted(self.failed_in_use),
             "rows": self._rows_digest(),
+            "front": list(self.front),
         }
         self.saved_step = self.step
         if not self.team.is_first:

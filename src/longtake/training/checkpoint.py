@@ -279,6 +279,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
 def check_same_experiment(before: dict[str, Any], now: dict[str, Any]) -> None:
     """Raise CheckpointError naming every key that differs and changes the maths (see MAY_CHANGE)."""
     old, new = _flatten(before), _flatten(now)
+    for key in ("data.longest_first", "validation.data.longest_first"):  # came later; what was absent was false
+        if key in new:
+            old.setdefault(key, False)
     keys = sorted(key for key in old.keys() | new.keys() if old.get(key, "(absent)") != new.get(key, "(absent)"))
     keys = [key for key in keys if not any(key == free or key.startswith(free + ".") for free in MAY_CHANGE)]
     if keys:

@@ -111,10 +111,12 @@ class ParallelConfig(Section):
     ring: int = Field(default=1, ge=1)
     """Ranks (of Ulysses groups) that share a sequence by passing its prompt around. ulysses x ring divides the number of processes; what is
     left of them are data ranks, each with groups of its own."""
-    timeout_s: float = Field(default=1800.0, gt=0)
+    timeout_s: float = Field(default=7200.0, gt=0)
     """A collective that waits longer ends the process."""
-    heartbeat_s: float = Field(default=900.0, gt=0)
-    """A rank that hangs, dies or stays behind for so long makes the others stop, with a message that names it; below timeout_s."""
+    heartbeat_s: float = Field(default=3600.0, gt=0)
+    """A rank that hangs or stays behind for so long makes the others stop, with a message that names it; below timeout_s, and above the
+    longest that one rank works while others wait: digesting all files at the start, its part of an evaluation. A rank that dies is noticed
+    at once."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -52,7 +52,11 @@ def plain(parts, sees):
 
 
 def worst(found, wanted) -> float:
-    return max(relative(mine, theirs) for mine, theirs in zip(found, wanted, strict=True))
+    """Of a tensor that is exactly 0 (the gradient of a lone token's query), the difference against the largest of all: kernels of some CPUs
+    leave 1e-16 there."""
+    scale = max(float(theirs.detach().abs().max()) for theirs in wanted)
+    pairs = list(zip(found, wanted, strict=True))
+    return max(relative(mine, theirs) if theirs.any() else float(mine.abs().max()) / scale for mine, theirs in pairs)
 
 
 @pytest.mark.parametrize("heads", HEADS, ids=str)
@@ -150,7 +154,9 @@ def test_a_subset_of_heads_is_the_same_subset_of_the_output():
     plan = plan_groups(groups, CPU)
     whole = shared_prompt_attention(query, key, value, plan, 0.4)
     part = shared_prompt_attention(query[:, 4:], key[:, 2:], value[:, 2:], plan, 0.4)
-    assert torch.equal(part, whole[:, 4:])
+    # The same bits on an AMD EPYC, 1.6e-17 apart on an Intel Xeon, whose kernel cuts its work by the number of heads; other heads differ by O(1).
+    assert relative(part, whole[:, 4:]) < 1e-14
+    assert relative(part, whole[:, :4]) > 0.1
 
 
 def test_few_kernel_calls(monkeypatch):

@@ -154,7 +154,7 @@ def test_a_subset_of_heads_is_the_same_subset_of_the_output():
     plan = plan_groups(groups, CPU)
     whole = shared_prompt_attention(query, key, value, plan, 0.4)
     part = shared_prompt_attention(query[:, 4:], key[:, 2:], value[:, 2:], plan, 0.4)
-    # The same bits on an AMD EPYC, 1.6e-17 apart on an Intel Xeon, whose kernel cuts its work by the number of heads; other heads differ by O(1).
+    # The same bits on an AMD EPYC, 1.6e-17 apart on an Intel Xeon, whose kernel cuts its work by heads; other heads differ by O(1).
     assert relative(part, whole[:, 4:]) < 1e-14
     assert relative(part, whole[:, :4]) > 0.1
 

@@ -21,9 +21,9 @@ from longtake.testing.sequence import SHAPES, Case, Fault, drift_of, errors_of
 from longtake.training import packed_policy
 from longtake.types import PackedGroup
 
-# Measured: fp64 6e-15 (gradients), fp32 2e-6. Log-probs are -6 on average, gradients are compared with their largest entry.
-BOUNDS = {"float64": 1e-10, "float32": 3e-5}
-# float32: 2e-6 on an AMD EPYC; on an Intel Xeon a case of three tokens (ring 2) gave 1.5e-5 in one gradient. OPEN: wanted is 1e-5.
+# Measured: fp64 6e-15 (gradients); fp32 up to 8e-6 (the bias of a key in three tokens), against the same weights computed in float64.
+# Log-probs are -6 on average, gradients are compared with their largest entry.
+BOUNDS = {"float64": 1e-10, "float32": 1e-5}
 MESHES = {
     "one process": (1, 1, 1),
     "2 data ranks": (2, 1, 1),

@@ -229,7 +229,8 @@ class TrainingRun:
         """
         self.team.heartbeat.beat(f"end of step {self.step}")
         stop = self.team.any(self.stop.requested)
-        out_of_time = self.team.any(self.config.max_seconds is not None and self.seconds >= self.config.max_seconds)
+        limit = self.config.max_seconds  # by the clock of the first rank, which is the one that is saved
+        out_of_time = self.team.any(self.team.is_first and limit is not None and self.seconds >= limit)
         ends = stop or out_of_time or self.step >= self.total_steps or self._out_of_patience()
         if ends:
             self.save_if_new()

@@ -14,8 +14,9 @@ from longtake.parallel.layouts import Allowed
 from longtake.parallel.memory import HostBytes, RankBytes, RolloutLimits, host_bytes
 from longtake.parallel.planner import smallest_update
 from longtake.parallel.seconds import Split
-from longtake.parallel.setting import GIB, Cluster, DeviceRates, Setting, training_costs
+from longtake.parallel.setting import GIB, Cluster, DeviceRates, Setting
 from longtake.parallel.step import StepPlan, StepWork, VideoShape, plan_step, step_bytes
+from longtake.stages.plan_hardware import training_costs_of
 from longtake.stages.plan_workload import SampledRow, Workload, sample_rows
 from longtake.types import ModelCosts, PackedGroup
 
@@ -124,15 +125,8 @@ def longest_rows(config: PlanConfig, rows: Sequence[SampledRow]) -> list[Sampled
 
 
 def setting_of(config: PlanConfig, costs: ModelCosts, cluster: Cluster, rates: DeviceRates) -> Setting:
-    lora = config.model.lora
-    training = training_costs(
-        costs,
-        lora_rank=None if lora is None else lora.rank,
-        lora_targets=() if lora is None else lora.target_modules,
-        train_vision=config.model.train_vision,
-        reference_passes=config.algorithm.kl.coefficient > 0,
-        sharded=config.hardware.sharded,
-    )
+    uses_reference = config.algorithm.kl.coefficient > 0
+    training = training_costs_of(config.model, costs, reference_passes=uses_reference, sharded=config.hardware.sharded)
     return Setting(costs, training, cluster, rates)
 
 

@@ -10,10 +10,11 @@ import torch
 
 from longtake.config.env import world_size
 from longtake.config.plan import HardwareConfig, PlanConfig
+from longtake.config.sections import ModelConfig
 from longtake.errors import ConfigError
 from longtake.parallel.calibrate import calibrate
 from longtake.parallel.mesh import start_world
-from longtake.parallel.setting import ASSUMED_DEVICES, COLLECTIVE_S, GIB, Cluster, DeviceRates, assumed_rates
+from longtake.parallel.setting import ASSUMED_DEVICES, COLLECTIVE_S, GIB, Cluster, DeviceRates, TrainingCosts, assumed_rates, training_costs
 from longtake.types import ModelCosts
 
 GLOO_BYTES, GLOO_S = 1e9, 2e-4
@@ -80,6 +81,19 @@ def host_bytes_here() -> int:
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limit = CGROUP_LIMIT.read_text().strip() if CGROUP_LIMIT.is_file() else ""
     return min(machine, int(limit)) if limit.isdecimal() else machine
+
+
+def training_costs_of(model: ModelConfig, costs: ModelCosts, *, reference_passes: bool, sharded: bool = False) -> TrainingCosts:
+    """What a configured model trains, for `longtake plan` and for the run itself."""
+    lora = model.lora
+    return training_costs(
+        costs,
+        lora_rank=None if lora is None else lora.rank,
+        lora_targets=() if lora is None else lora.target_modules,
+        train_vision=model.train_vision,
+        reference_passes=reference_passes,
+        sharded=sharded,
+    )
 
 
 def assumed_cpu_rates() -> DeviceRates:

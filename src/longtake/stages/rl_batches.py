@@ -15,8 +15,8 @@ from longtake.parallel.layouts import Allowed, Plan
 from longtake.parallel.mesh import SequenceMesh
 from longtake.parallel.planner import plan_batch
 from longtake.parallel.prediction import PredictionErrors, layout_metrics
-from longtake.parallel.setting import Cluster, DeviceRates, Setting, training_costs
-from longtake.stages.plan_hardware import assumed_cpu_rates, host_bytes_here
+from longtake.parallel.setting import Cluster, DeviceRates, Setting
+from longtake.stages.plan_hardware import assumed_cpu_rates, host_bytes_here, training_costs_of
 from longtake.stages.team import Team
 from longtake.types import Group, Layout, PackedGroup, Prompt, Take
 
@@ -160,14 +160,7 @@ class Batches:
 def setting_of(config: RlConfig, team: Team, device: torch.device, dtype: torch.dtype) -> Setting:
     """What the planner needs to know of this run."""
     costs = model_costs(config.model.path, config.model.dtype)
-    lora = config.model.lora
-    training = training_costs(
-        costs,
-        lora_rank=None if lora is None else lora.rank,
-        lora_targets=() if lora is None else lora.target_modules,
-        train_vision=config.model.train_vision,
-        reference_passes=has_kl_loss(config),
-    )
+    training = training_costs_of(config.model, costs, reference_passes=has_kl_loss(config))
 
     def measure() -> DeviceRates:
         return calibrate(costs, device, dtype, team.axis)

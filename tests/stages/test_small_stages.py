@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -116,7 +117,7 @@ def test_world_make_twice_reuses(tmp_path: Path, capfd: Capture) -> None:
 @pytest.mark.long
 @pytest.mark.timeout(400)
 def test_tiny_train_is_reproducible(tmp_path: Path, capfd: Capture) -> None:
-    """Four steps: the same bytes twice, others from another seed, and nothing is overwritten."""
+    """Four steps: the same bytes twice, also when interrupted between phases, others from another seed; nothing is overwritten or mixed."""
     sizes = ["--num_videos", "8", "--num_held_out", "2", "--steps", "4", "--copy_steps", "2", "--read_steps", "2", "--focus_steps", "2"]
     sizes += ["--batch_size", "4", "--frames", "4,2", "--num_threads", "1"]
     for name, seed in (("one", "0"), ("two", "0"), ("three", "1")):
@@ -126,3 +127,10 @@ def test_tiny_train_is_reproducible(tmp_path: Path, capfd: Capture) -> None:
     assert (tmp_path / "one/log.jsonl").read_bytes() == (tmp_path / "two/log.jsonl").read_bytes()
     assert main(["tiny", "train", "--out", str(tmp_path / "one"), *sizes]) == 2
     assert "is already there" in capfd.readouterr().err
+    for name in ("read", "model"):
+        shutil.rmtree(tmp_path / "two" / name)
+    assert main(["tiny", "train", "--out", str(tmp_path / "two"), "--seed", "3", *sizes]) == 2
+    assert "holds a run with other settings" in capfd.readouterr().err
+    assert main(["tiny", "train", "--out", str(tmp_path / "two"), *sizes]) == 0
+    assert (tmp_path / "two" / "model" / "model.safetensors").read_bytes() == one
+    assert (tmp_path / "one/log.jsonl").read_bytes() == (tmp_path / "two/log.jsonl").read_bytes()

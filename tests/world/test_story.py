@@ -16,8 +16,8 @@ from longtake.world.story import PURPOSES, Event, Story, holders_at_end, make_st
 STORIES = [make_story(seed, seconds=(40.0, 60.0), num_scenes=(5, 6)) for seed in range(400)]
 
 
-def rows_of(story: Story, open_ended: float = 0.0):
-    return make_rows(story, first_id=0, video="v.mp4", subtitles=None, count=4, open_ended=open_ended)
+def rows_of(story: Story, open_ended: float = 0.0, brief: float = 0.0):
+    return make_rows(story, first_id=0, video="v.mp4", subtitles=None, count=4, open_ended=open_ended, brief=brief)
 
 
 def options_of(problem: str) -> dict[str, str]:
@@ -73,7 +73,7 @@ def solve(story: Story, question: str) -> str:
         return places[{"begin": 0, "end": -1}[words[-1]]]
     if question.startswith("Where did"):
         colour, shape, verb, *rest = [word for word in words[2:] if word != "the"]
-        return next(place for place, *happening in sentences if happening == [colour, shape, f"{verb}s", *rest])
+        return next(place for place, *happening, again in sentences if place == again and happening == [colour, shape, f"{verb}s", *rest])
     thing = words[-1]
     took = next(index for index, sentence in enumerate(sentences) if sentence[3:5] == ["takes", thing])
     assert sentences[took][1:3] == words[3:5]
@@ -93,6 +93,19 @@ def test_every_answer_follows_from_the_log():
             assert row.reasoning.endswith(f"{letter} {options_of(row.problem)[letter]} yes")
         for row in rows_of(story, open_ended=1.0):
             assert row.answer == f"<answer>{solve(story, row.problem)}</answer>"
+
+
+def test_brief_reasoning_begins_with_the_fact_and_changes_nothing_else():
+    """A share of the rows leaves the log out; questions, options and answers are those of the full rows."""
+    stories = [make_story(seed, seconds=(56.0, 72.0), num_scenes=(5, 5)) for seed in range(100)]
+    full = [row for story in stories for row in rows_of(story)]
+    mixed = [row for story in stories for row in rows_of(story, brief=0.6)]
+    logs = [describe(story) for story in stories for _ in range(4)]
+    assert [replace(row, reasoning="") for row in mixed] == [replace(row, reasoning="") for row in full]
+    brief = [row.reasoning == whole.reasoning.removeprefix(f"{log} ") for row, whole, log in zip(mixed, full, logs, strict=True)]
+    assert all(row.reasoning == whole.reasoning or short for row, whole, short in zip(mixed, full, brief, strict=True))
+    assert 0.52 < np.mean(brief) < 0.68  # 400 rows: more than three standard errors
+    assert not any(row.reasoning.startswith(describe(story)) for story in stories for row in rows_of(story, brief=1.0))
 
 
 def test_options_are_distinct_and_come_from_the_same_video():
@@ -201,7 +214,7 @@ def test_focused_descriptions_by_hand():
     rng = np.random.default_rng(0)
     found = dict(focused(story, rng) for _ in range(300))
     assert found[happening(first.event)] == f"{what_happens(first.event)} {first.place}"
-    assert found[f"after {first.place}"] == f"{first.place} {second.place}"
+    assert found[f"after {first.place}"] == f"after: {first.place} {first.place} yes {second.place}"
     assert (found["begin"], found["end"]) == (f"begin {first.place}", f"end {last.place}")
     taken = story.events[story.asked_take]
     assert found[f"{taken.actor} {taken.thing}"] == trace(story, story.asked_take)

@@ -55,6 +55,8 @@ class WorldConfig(Section):
     """Questions about each video, spread over the four categories."""
     open_ended: float = Field(default=0.0, ge=0, le=1)
     """Share of questions without options."""
+    brief: float = Field(default=0.0, ge=0, le=1)
+    """Share of questions whose reasoning states the deciding fact alone; the others describe the whole video first."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -263,9 +265,9 @@ class TinyConfig(Section):
     """Optimizer steps on whole descriptions, vision tower included."""
     copy_steps: int = Field(600, ge=0)
     """Further steps on text alone, which only copy words: what every other kind of reading is built on."""
-    read_steps: int = Field(2600, ge=1)
+    read_steps: int = Field(1800, ge=1)
     """Further steps on every kind of reading: copying words, finding them in a log or a list."""
-    focus_steps: int = Field(400, ge=1)
+    focus_steps: int = Field(600, ge=1)
     """Further steps on descriptions with a focus beside more reading, tower frozen."""
     batch_size: int = Field(64, ge=1)
     """Videos per step."""
@@ -354,6 +356,8 @@ class QuickstartConfig(Section):
     """Folder to write: every stage's run, summary.json and report.html."""
     seed: int = Field(default=0, ge=0)
     """Seed of everything."""
+    held_out_videos: int = Field(default=130, ge=1)
+    """Videos of the evaluation, four questions each."""
 
 
 def check_range(name: str, bounds: tuple[float, float], least: float) -> None:

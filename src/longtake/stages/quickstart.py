@@ -39,7 +39,7 @@ MAX_PROCESSES = 2
 
 def run(config: QuickstartConfig) -> None:
     """Write config.out/summary.json and report.html, and print the table."""
-    recipe = quickstart(config.out, config.seed)
+    recipe = quickstart(config.out, config.seed, num_held_out=config.held_out_videos)
     summary_path = config.out / "summary.json"
     if summary_path.exists():
         say(f"quickstart: {config.out} is complete; remove it to run again")

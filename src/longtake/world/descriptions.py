@@ -3,7 +3,7 @@
 Describing, whole and with a focus:
 
     Describe the video.                 the log of events
-    Describe the video. after cave              the log, then the cave and the place after it
+    Describe the video. after cave              the log, then the places walked in order to the cave, and the next one
     Describe the video. red square take key     the log, then this event and its place
     Describe the video. red square key          the log, then the taking of the key and what became of it
     Describe the video. end                     the log, then the last place (or `begin`, the first)
@@ -12,6 +12,7 @@ Reading, without a video:
 
     cave which red the hide             the same again
     LOG after cave                      what a description with this focus would say after the log
+    LOG Describe the video. after cave  all that a description with this focus would say: the log once more, then that
     : cave: hall\\nK. hall\\nR. cave    for each name the list as far as the name: `: cave K hall no R cave yes R: hall K hall yes K`
 
 Without reading, a model of this size does not find a word of the prompt again in what it has said: 430 steps of focused descriptions did
@@ -26,17 +27,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from longtake.world.questions import LETTERS, describe, happening, next_place, places_of, purposes, trace, walk, where
+from longtake.world.questions import LETTERS, describe, happening, place_after, places_of, purposes, trace, walk, where
 from longtake.world.story import CHARACTERS, PLACES, THINGS, Story
 
 INSTRUCTION = "Describe the video."
 LABELS = tuple(string.ascii_uppercase)
-WHOLE_SHARE = 0.3
+WHOLE_SHARE = 0.15
 READING = ("copy", "focus", "walk")
 READING_SHARES = (0.1, 0.55, 0.35)
 FOCUS = ("after", "where", "ends", "trace")
 FOCUS_SHARES = (0.3, 0.3, 0.1, 0.3)
 """In the order of FOCUS: the ends are the easiest."""
+RECALLED_SHARE = 0.5
+"""Of the texts with a focus: the log is said again before what was asked, so that what is found stands in one's own words."""
 STRAY_WORDS = ("Which", "place", "came", "right", "the", "Why", "did", "want", "Where", "does", "story")
 MAX_STRAY_WORDS = 4
 WORDS = (
@@ -86,7 +89,10 @@ def reading(stories: Sequence[Story], rng: np.random.Generator, kind: str | None
     if kind == "walk":
         return walked(story, rng)
     focus, said = focused(story, rng, None if kind == "focus" else kind)
-    return f"{describe(story)} {with_stray_words(focus, rng)}", said
+    log, words = describe(story), with_stray_words(focus, rng)
+    if kind == "focus" and rng.random() < RECALLED_SHARE:
+        return f"{log} {INSTRUCTION} {words}", f"{log} {said}"
+    return f"{log} {words}", said
 
 
 def focused(story: Story, rng: np.random.Generator, kind: str | None = None) -> tuple[str, str]:
@@ -98,7 +104,7 @@ def focused(story: Story, rng: np.random.Generator, kind: str | None = None) -> 
         return happening(scene.event), where(scene.event, scene.place)
     if kind == "after":
         index = int(rng.integers(len(places) - 1))
-        return f"after {places[index]}", next_place(*places[index : index + 2])
+        return f"after {places[index]}", place_after(places, index)
     if kind == "ends":
         word, place = [("begin", places[0]), ("end", places[-1])][int(rng.integers(2))]
         return word, f"{word} {place}"

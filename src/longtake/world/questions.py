@@ -2,10 +2,13 @@
 
 The reasoning lists what happens, states the fact that decides, says the answer behind a colon, then walks the options to it:
 
-    cave red square takes key. hall red square uses key. ... cave hall: hall A street no B hall yes
+    cave red square takes key cave. hall red square uses key hall. ... begin cave: cave A street no B cave yes
 
+or, of a share of the rows, only from the fact on: people explain themselves at different lengths, and the brief ones must see the fact
+at once.
 Measured on the tiny model, binding an answer to its option LETTER is learned at once in that form and not at all without the walk.
-A sentence of the log begins with its place: what follows a word is easier to find again than what stands before it.
+A sentence of the log begins and ends with its place: what follows a word is easier to find again than what stands before it, so that
+every fact can be copied from the log word by word.
 """
 
 from __future__ import annotations
@@ -34,8 +37,8 @@ class Question:
 
 
 def describe_event(event: Event, place: str) -> str:
-    """`cave red square gives key to blue circle.`"""
-    return f"{place} {what_happens(event)}."
+    """`cave red square gives key to blue circle cave.`: whatever is asked, some word has to be found again, and what FOLLOWS it copied."""
+    return f"{place} {what_happens(event)} {place}."
 
 
 def what_happens(event: Event) -> str:
@@ -50,15 +53,18 @@ def describe(story: Story) -> str:
     return " ".join(describe_event(scene.event, scene.place) for scene in story.scenes)
 
 
-def make_rows(story: Story, *, first_id: int, video: str, subtitles: str | None, count: int, open_ended: float) -> list[Row]:
-    """`count` rows about one story, categories in turn; a share `open_ended` of them without options."""
-    rng = np.random.default_rng([story.seed, 1])
+def make_rows(
+    story: Story, *, first_id: int, video: str, subtitles: str | None, count: int, open_ended: float, brief: float = 0.0
+) -> list[Row]:
+    """`count` rows about one story, categories in turn; a share `open_ended` without options, a share `brief` with brief reasoning."""
+    rng, lengths = np.random.default_rng([story.seed, 1]), np.random.default_rng([story.seed, 3])
     rows = []
     for offset in range(count):
         question = QUESTIONS[CATEGORIES[offset % len(CATEGORIES)]](story, rng)
         letter_index = int(rng.integers(len(LETTERS)))
         is_open = bool(rng.random() < open_ended)
-        problem, reasoning, answer = lay_out_row(story, question, letter_index, is_open, rng)
+        seen = "" if lengths.random() < brief else f"{describe(story)} "
+        problem, reasoning, answer = lay_out_row(seen, question, letter_index, is_open, rng)
         rows.append(
             Row(
                 problem_id=first_id + offset,
@@ -75,16 +81,15 @@ def make_rows(story: Story, *, first_id: int, video: str, subtitles: str | None,
     return rows
 
 
-def lay_out_row(story: Story, question: Question, letter_index: int, is_open: bool, rng: np.random.Generator) -> tuple[str, str, str]:
-    """(problem, reasoning, answer) with the right option at `letter_index`."""
-    log = describe(story)
+def lay_out_row(seen: str, question: Question, letter_index: int, is_open: bool, rng: np.random.Generator) -> tuple[str, str, str]:
+    """(problem, reasoning, answer) with the right option at `letter_index`; `seen` begins the reasoning."""
     if is_open:
-        return question.text, f"{log} {question.fact}: {question.answer}", question.answer
+        return question.text, f"{seen}{question.fact}: {question.answer}", question.answer
     options = [str(option) for option in rng.permutation(question.distractors)]
     options.insert(letter_index, question.answer)
     inline = "".join(f"\n{letter}. {option}" for letter, option in zip(LETTERS, options, strict=True))
     walked = walk(LETTERS, options, letter_index)
-    return question.text + inline, f"{log} {question.fact}: {question.answer} {walked}", LETTERS[letter_index]
+    return question.text + inline, f"{seen}{question.fact}: {question.answer} {walked}", LETTERS[letter_index]
 
 
 def walk(labels: Sequence[str], options: Sequence[str], wanted: int) -> str:
@@ -106,9 +111,10 @@ def places_of(story: Story) -> tuple[str, ...]:
 def ask_temporal(story: Story, rng: np.random.Generator) -> Question:
     """Which place came right after another; the named place is never among the options."""
     index = int(rng.integers(len(story.scenes) - 1))
-    before, answer = story.scenes[index].place, story.scenes[index + 1].place
-    wrong = others(places_of(story), answer, rng, excluded=before)
-    return Question("temporal", f"Which place came right after the {before}?", answer, wrong, next_place(before, answer))
+    places = places_of(story)
+    before, answer = places[index : index + 2]
+    wrong = others(places, answer, rng, excluded=before)
+    return Question("temporal", f"Which place came right after the {before}?", answer, wrong, place_after(places, index))
 
 
 def ask_goal(story: Story, rng: np.random.Generator) -> Question:
@@ -140,9 +146,13 @@ def trace(story: Story, take: int) -> str:
     return f"{what_happens(story.events[take])} {became}"
 
 
-def next_place(place: str, following: str) -> str:
-    """`cave hall`: a place and the one right after it."""
-    return f"{place} {following}"
+def place_after(places: Sequence[str], index: int) -> str:
+    """`after: cave snow no cave yes hall`: the places walked in order to places[index], then the next one.
+
+    Measured: a plain list that has to end one place behind the one asked for ends anywhere (22 % right); with `no` and `yes` it is a walk.
+    """
+    passed = [f"{place} no" for place in places[:index]]
+    return " ".join([f"after: {places[index]}", *passed, f"{places[index]} yes {places[index + 1]}"])
 
 
 def ask_plot(story: Story, rng: np.random.Generator) -> Question:

@@ -91,6 +91,7 @@ def rows_of(config: WorldConfig, index: int, story: Story) -> list[Row]:
         subtitles=name.replace(".mp4", ".srt"),
         count=config.questions_per_video,
         open_ended=config.open_ended,
+        brief=config.brief,
     )
 
 

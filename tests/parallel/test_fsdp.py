@@ -217,13 +217,13 @@ def test_a_tower_that_trains(model_folder, hold_graphs):
         assert same and error < 1e-5 and number > 15
 
 
-def rollouts(model_folder):
-    """Takes under gathered weights, unequally many on the ranks, then an update; against whole weights."""
+def rollouts(model_folder, num_prompts: list[int]):
+    """Takes under gathered weights, of so many prompts on each rank, then an update; against whole weights."""
     with start_world(CPU, timeout_s=60) as world:
         model, plain = (random_tiny(model_folder, sizes=GROUPED) for _ in range(2))
         shard_model(model, world)
         groups = random_groups(plain, SHAPES["several"])
-        requests = [RolloutRequest(index, prompt) for index, prompt in enumerate(groups.prompts)][: 1 + world.rank]
+        requests = [RolloutRequest(index, prompt) for index, prompt in enumerate(groups.prompts)][: num_prompts[world.rank]]
         params = SamplingParams(num_takes=2, max_new_tokens=4 + 3 * world.rank, temperature=1.0, seed=0, step=0)
         wanted = TransformersEngine(plain).generate(requests, params)
         for _ in range(2):
@@ -240,10 +240,36 @@ def rollouts(model_folder):
         return same, sharded_again, worst_relative(gradients(model), gradients(plain)), len(units(model))
 
 
-def test_rollouts_from_sharded_weights(model_folder):
+@pytest.mark.parametrize("num_prompts", [[1, 2], [0, 3]])
+def test_rollouts_from_sharded_weights(model_folder, num_prompts):
     """Each unit once: three layers and the root."""
-    for same, sharded_again, error, number in run_processes(rollouts, 2, model_folder):
-        assert all(same) and len(same) >= 2 and sharded_again and error < 1e-5 and number == 4
+    found = run_processes(rollouts, 2, model_folder, num_prompts)
+    for (same, sharded_again, error, number), prompts in zip(found, num_prompts, strict=True):
+        assert all(same) and len(same) == 2 * prompts and sharded_again and error < 1e-5 and number == 4
+
+
+def scored_before_a_step(model_folder):
+    """Log-probs before and after the weights moved, without gradients, as many ranks score what teaches nothing."""
+    with start_world(CPU, timeout_s=30) as world:
+        model, plain = (random_tiny(model_folder, sizes=GROUPED) for _ in range(2))
+        shard_model(model, world)
+        groups = random_groups(plain, SHAPES["text"])
+        packed = updates.pack_groups(groups.prompts, groups.responses, model.device)
+        found = []
+        for one in (model, plain):
+            parameters = list(one.hf.parameters())  # as an optimizer holds them
+            with torch.no_grad():
+                before = packed_logprobs(one, packed, 1.0)[0]
+                for parameter in parameters:
+                    parameter.mul_(0.9)
+                found.append((before, packed_logprobs(one, packed, 1.0)[0]))
+        (before, after), (plain_before, plain_after) = found
+        return float((before - plain_before).abs().max()), float((after - plain_after).abs().max()), float((after - before).abs().max())
+
+
+def test_weights_gathered_before_a_step_do_not_stay(model_folder):
+    for before, after, moved in run_processes(scored_before_a_step, 2, model_folder):
+        assert before < 1e-5 and after < 1e-5 and moved > 1e-2
 
 
 def without_adapters(model_folder):

@@ -14,13 +14,14 @@ for the tower. Otherwise the run hangs until its timeout.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial, wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from longtake.models.family import Model
@@ -60,6 +61,9 @@ def one_forward(function: Callable[Concatenate[Model, P], T]) -> Callable[Concat
         if model.root is None or model.root.entered:
             return function(model, *args, **given)
         result: T = model.root(partial(function, model, *args, **given))[0]
+        if not torch.is_grad_enabled():
+            # FSDP lets the root go in backward, of which there is none; whole weights would be kept, and be those before the next step.
+            model.root.reshard()
         return result
 
     return inside
@@ -87,13 +91,11 @@ def shard_model(model: Model, world: World, *, compute_dtype: torch.dtype | None
         return model
     root = ModelRoot(model.hf.model.language_model, model.hf.lm_head)
     policy = _policy(model, compute_dtype)
-    for module in (*model.hf.model.language_model.layers, root):
-        fully_shard(module, mesh=world.device_mesh, mp_policy=policy)
+    _shard_tree(root, model.hf.model.language_model.layers, world.device_mesh, policy)
     model.root = root
     tower = model.hf.model.visual
     if model.train_vision:
-        for module in (*tower.blocks, tower):
-            fully_shard(module, mesh=world.device_mesh, mp_policy=policy)
+        _shard_tree(tower, tower.blocks, world.device_mesh, policy)
     for unit in units(model):
         # Sums, not means; gloo has no other reduction that scales.
         unit.set_gradient_divide_factor(1.0)
@@ -105,6 +107,20 @@ def shard_model(model: Model, world: World, *, compute_dtype: torch.dtype | None
     if not any(parameter.is_meta for parameter in model.hf.parameters()):
         wake(model)
     return model
+
+
+def _shard_tree(root: nn.Module, layers: Iterable[nn.Module], mesh: DeviceMesh, policy: MixedPrecisionPolicy) -> None:
+    """A unit for each layer and one for the rest; in backward each gathers the one before it.
+
+    Left to itself FSDP gathers in backward what ran forward before, passes inside `gathered` included, of which ranks have unequally many:
+    it would then gather a layer more on some ranks than on others, which hangs.
+    """
+    chain = [root, *layers]
+    for module in reversed(chain):
+        # A tower may run without a backward: nothing of it stays whole. The other root is needed again at once.
+        fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=not isinstance(module, ModelRoot))
+    for before, module in zip(chain, [*chain[1:], root], strict=True):
+        cast(FSDPModule, module).set_modules_to_backward_prefetch([cast(FSDPModule, before)])
 
 
 def cast_parameters(module: nn.Module, dtype: torch.dtype) -> None:
@@ -148,19 +164,20 @@ def _nothing() -> None:
 
 
 @contextmanager
-def gathered(model: Model) -> Iterator[None]:
+def gathered(model: Model, *, with_tower: bool = False) -> Iterator[None]:
     """All weights of the language model whole on every rank, without gradients; ranks may run it as often as they like.
 
-    For rollouts and evaluation. Costs the memory of the whole language model (in the compute dtype), and one gathering of it. Every rank
-    must enter and leave. Does nothing on a model that is not sharded.
+    For rollouts and evaluation. Costs the memory of the whole language model (in the compute dtype), and one gathering of it; `with_tower`:
+    of a tower that trains, too. Every rank must enter and leave. Does nothing on a model that is not sharded.
     """
     root = model.root
     if root is None or root.entered:
         yield
         return
-    held = [module for module in root.modules() if isinstance(module, FSDPModule)]
-    root.set_reshard_after_forward(False)
+    roots = (root, model.hf.model.visual) if with_tower else (root,)
+    held = [module for one in roots for module in one.modules() if isinstance(module, FSDPModule)]
     for unit in held:
+        unit.set_reshard_after_forward(False, recurse=False)
         unit.unshard()
     root.entered = True
     try:

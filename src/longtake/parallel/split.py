@@ -70,14 +70,15 @@ class HeldPrompt:
                 self._gradients[index] = gradient if before is None else before.add_(gradient)
                 leaf.grad = None
 
-    def backward(self) -> None:
+    def backward(self, *, idle: bool = False) -> None:
         """The prompt's backward, from the sums of all chunks. Once, at the end.
 
         A part of which no chunk on this rank asked anything gets 0: where the prompt is spread over ranks, all go back the same way.
+        `idle`: even where none asked anything at all, so that sharded weights are entered.
         """
-        if all(sum_ is None for sum_ in self._gradients):
-            return
         found = [(part, sum_) for part, sum_ in zip(self._computed, self._gradients, strict=True) if part.requires_grad]
+        if not found or (not idle and all(sum_ is None for sum_ in self._gradients)):
+            return
         sums = [torch.zeros_like(part) if sum_ is None else sum_.to(part.dtype) for part, sum_ in found]
         torch.autograd.backward([part for part, _ in found], sums)
 

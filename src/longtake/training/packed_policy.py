@@ -42,6 +42,20 @@ Learn = Callable[[ScoredTakes], Tensor | None]
 """Is shown all takes, once each, in one or several parts; returns a part's share of the loss, or None where nothing is to be learned."""
 
 
+@dataclass(frozen=True)
+class Passes:
+    """How a rank enters the model in a round. Where weights are sharded all ranks must do so alike: what one has not, it does idly."""
+
+    held: bool = False
+    """A prompt goes forward by itself first, and backward last."""
+    num_takes: int = 0
+    """Passes of takes between the two, each forward and backward."""
+
+    def __or__(self, other: Passes) -> Passes:
+        """What both have to do for neither to miss anything."""
+        return Passes(self.held or other.held, max(self.num_takes, other.num_takes))
+
+
 @one_forward
 def packed_logprobs(
     model: Model, packed: PackedGroups, temperature: float, *, mesh: SequenceMesh | None = None, chunk_rows: int = CHUNK_ROWS
@@ -84,6 +98,7 @@ def score_groups(
     *,
     max_tokens: int | None = None,
     mesh: SequenceMesh | None = None,
+    passes: Passes | None = None,
 ) -> None:
     """Score `responses[i]`, int64 [R] each, behind `prompts[i]` and add the gradient of the losses that `learn` returns.
 
@@ -91,18 +106,43 @@ def score_groups(
     shown to `learn` and differentiated by itself. Several groups always go together. With a `mesh`, all ranks of its sequence axis call
     this with the same groups; `learn` sees the same on each and must answer the same, and the gradients of all ranks add up
     (parallel.gradients). Raises ValueError as `pack_groups`.
+
+    With `passes`, at least `passes_of` these groups, which may be none: what is missing of them is made up by idle ones. `learn` must
+    then return a loss for every part, or there is no gradient at all (torch.no_grad).
     """
-    if max_tokens is not None and len(prompts) == 1 and _too_large(prompts[0], responses[0], max_tokens):
-        split_group(model, prompts[0], responses[0], temperature, learn, max_tokens=max_tokens, mesh=mesh)
-        return
-    packed = pack_groups(prompts, responses, model.device)
-    logprobs, entropy = packed_logprobs(model, packed, temperature, mesh=mesh)
-    _backward(learn(ScoredTakes(tuple(range(len(logprobs))), logprobs, entropy, packed.response_mask)))
+    own = passes_of(prompts, responses, max_tokens)
+    every = own if passes is None else passes
+    idle_prompt = _hold_idle(model, mesh) if every.held and not own.held else None
+    if own.held:
+        split_group(model, prompts[0], responses[0], temperature, learn, max_tokens=max_tokens or 0, mesh=mesh, num_passes=every.num_takes)
+    else:
+        if own.num_takes or passes is None:
+            packed = pack_groups(prompts, responses, model.device)
+            logprobs, entropy = packed_logprobs(model, packed, temperature, mesh=mesh)
+            _backward(learn(ScoredTakes(tuple(range(len(logprobs))), logprobs, entropy, packed.response_mask)))
+        _idle_passes(model, mesh, every.num_takes - own.num_takes)
+    if idle_prompt is not None:
+        idle_prompt.backward(idle=True)
+
+
+def passes_of(prompts: Sequence[Prompt], responses: Sequence[Sequence[Tensor]], max_tokens: int | None) -> Passes:
+    """How `score_groups` enters the model for these; only lengths matter."""
+    if not prompts:
+        return Passes()
+    if max_tokens is None or len(prompts) > 1 or not _too_large(prompts[0], responses[0], max_tokens):
+        return Passes(num_takes=1)
+    return Passes(held=True, num_takes=len(_chunks(prompts[0], responses[0], max_tokens)))
 
 
 def idle_pass(model: Model, mesh: SequenceMesh | None = None) -> None:
     """Forward and backward of one token with weight 0: for a data rank without groups in a round in which others have some."""
-    packed_logprobs(model, idle_groups(model), 1.0, mesh=mesh)[0].sum().backward()
+    loss = packed_logprobs(model, idle_groups(model), 1.0, mesh=mesh)[0].sum()
+    _backward(loss if loss.requires_grad else None)
+
+
+def _idle_passes(model: Model, mesh: SequenceMesh | None, count: int) -> None:
+    for _ in range(count):
+        idle_pass(model, mesh)
 
 
 def split_group(
@@ -114,14 +154,18 @@ def split_group(
     *,
     max_tokens: int,
     mesh: SequenceMesh | None = None,
+    num_passes: int = 0,
 ) -> None:
-    """As `score_groups` for one group, in chunks of takes: `max_tokens` with the prompt counted in, one take at least."""
+    """As `score_groups` for one group, in chunks of takes: `max_tokens` with the prompt counted in, one take at least. Fewer chunks than
+    `num_passes` are made up by idle ones."""
     source = _SpreadSource(model, prompt, mesh) if mesh is not None and mesh.sequence.size > 1 else _LocalSource(model, prompt)
-    for chunk in split_takes([len(take) for take in responses], max_tokens - len(prompt.token_ids)):
+    chunks = _chunks(prompt, responses, max_tokens)
+    for chunk in chunks:
         packed = _behind_last(prompt, [responses[index] for index in chunk], model.device)
         logprobs, entropy = source.logprobs(packed, temperature)
         _backward(learn(ScoredTakes(tuple(chunk), logprobs, entropy, packed.response_mask)))
         source.held.collect()
+    _idle_passes(model, mesh, num_passes - len(chunks))
     source.held.backward()
 
 
@@ -149,6 +193,19 @@ def _chunk_logprobs(model: Model, held: HeldPrompt, packed: PackedGroups, temper
     return score_hidden(model, hidden, packed, temperature)
 
 
+@one_forward
+def _hold_one_token(model: Model) -> HeldPrompt:
+    idle = idle_groups(model)
+    return hold_prompt(model, model.embed(idle.token_ids[None], ()), idle.position_ids)
+
+
+def _hold_idle(model: Model, mesh: SequenceMesh | None) -> HeldPrompt:
+    """A prompt of one token, of which no take will ask anything."""
+    if mesh is None or mesh.sequence.size == 1:
+        return _hold_one_token(model)
+    return hold_spread_prompt(model, idle_groups(model), mesh).held
+
+
 class _SpreadSource:
     """A prompt spread over the ranks of a sequence axis."""
 
@@ -165,6 +222,10 @@ def _behind_last(prompt: Prompt, responses: Sequence[Tensor], device: torch.devi
     """Takes packed behind the prompt's last token alone, whose hidden state is held; that token does not go through the model again."""
     last = replace(prompt, token_ids=prompt.token_ids[-1:], position_ids=prompt.position_ids[:, -1:], spans=())
     return pack_groups([last], [responses], device)
+
+
+def _chunks(prompt: Prompt, responses: Sequence[Tensor], max_tokens: int) -> list[list[int]]:
+    return split_takes([len(take) for take in responses], max_tokens - len(prompt.token_ids))
 
 
 def _too_large(prompt: Prompt, responses: Sequence[Tensor], max_tokens: int) -> bool:

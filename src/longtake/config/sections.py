@@ -111,6 +111,9 @@ class ParallelConfig(Section):
     ring: int = Field(default=1, ge=1)
     """Ranks (of Ulysses groups) that share a sequence by passing its prompt around. ulysses x ring divides the number of processes; what is
     left of them are data ranks, each with groups of its own."""
+    sharded: bool = False
+    """rl and sft: weights, gradients and moments cut over all processes (FSDP), each gathered layer by layer when it is used; rollouts and
+    validation gather all of the language model. False: every process holds them whole."""
     timeout_s: float = Field(default=7200.0, gt=0)
     """A collective that waits longer ends the process."""
     heartbeat_s: float = Field(default=3600.0, gt=0)

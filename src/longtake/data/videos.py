@@ -187,7 +187,8 @@ class VideoSource:
             self._counts["encoded"] += len(todo) - len(failed)
 
     def _encode_together(self, todo: dict[str, VideoRef], *, hold_graphs: bool) -> EncodedBatch:
-        encoder = Encoder(self._model, self._config.encode_groups, self._axis, self._phases, hold_graphs)
+        cut = self._model.root is not None and self._model.train_vision  # a tower that is sharded runs equally often on all ranks
+        encoder = Encoder(self._model, self._config.encode_groups, self._axis, self._phases, hold_graphs, equal_calls=cut)
         return encoder.encode([PlannedVideo(partial(self._size, ref), partial(self._load_part, ref)) for ref in todo.values()])
 
     def _size(self, ref: VideoRef) -> VideoSize:

@@ -21,8 +21,8 @@ class TowerIdentity:
     A frozen tower's name is the digest of its bytes, taken anew only after something wrote to them. A trained tower is named by the
     digest of the weights as loaded, the updates counted by the trainer, and the writes seen since the last counted update. A resumed
     run loads the same weights and counts on: it gives the same names as one that was never interrupted. Weights that are sharded
-    over ranks are never gathered for it. Two RUNS may give one such name to different weights: what is made with updated weights must
-    not outlive the process (`has_changed`).
+    over ranks are never gathered for it, and keep their name while they are gathered for a moment. Two RUNS may give one such name to
+    different weights: what is made with updated weights must not outlive the process (`has_changed`).
     """
 
     def __init__(self, tower: nn.Module, *, trains: bool, loaded: str | None = None) -> None:
@@ -40,8 +40,10 @@ class TowerIdentity:
         stamp, sharded = self._stamp(), self._is_sharded()
         if sharded and not self._sharded:  # sharding moved the weights, it did not change them
             self._state, self._sharded = stamp, True
-        written, self._state = stamp != self._state, stamp
-        if not sharded and (not self.trains or update == self._update == 0):
+        gathered = self._sharded and not sharded
+        written = not gathered and stamp != self._state
+        self._state = self._state if gathered else stamp
+        if not self._sharded and (not self.trains or update == self._update == 0):
             if written:
                 self._content = weights_digest(self._tower.state_dict().items())
             return self._content

@@ -109,7 +109,11 @@ def gather_texts(text: str, axis: Axis) -> list[str]:
 
 def reduce_metrics(metrics: Mapping[str, float], axis: Axis) -> dict[str, float]:
     """Metrics of all ranks as one, each name by its rule in `observe.metrics.METRICS`, over the ranks that have it; equal on every rank."""
-    by_rank = [json.loads(text) for text in gather_texts(json.dumps(dict(metrics)), axis)]
+    return reduced_metrics([json.loads(text) for text in gather_texts(json.dumps(dict(metrics)), axis)])
+
+
+def reduced_metrics(by_rank: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """`reduce_metrics` of what each rank has told."""
     names = list(dict.fromkeys(name for one in by_rank for name in one))
     return {name: _reduced(name, [one[name] for one in by_rank if name in one]) for name in names}
 

@@ -210,15 +210,16 @@ class EncodedBatch:
         flags = [json.loads(text) for text in told]
         learning = [video for video in range(len(self.results)) if any(own[video] for own in flags)]
         turns = max(sum(chunk.video in learning for chunk in own) for own in self.chunks)
+        own_gradients: dict[int, Features] = {}
         for video in learning:
             result = self.results[video]
             if isinstance(result, LongtakeError):
                 raise ValueError(f"video {video} failed ({result}), so it has no embeddings and no gradient")
             asked = self._whole(result, None) if needs is None else needs[video]
             present = [own if flags[rank][video] else () for rank, own in enumerate(asked)]
-            own_gradients = self._collect(result, gradients[video] or (), present)
-            if video in self.parts:
-                turns -= self._run_backward(video, own_gradients)
+            own_gradients[video] = self._collect(result, gradients[video] or (), present)
+        # Only now: a sharded tower exchanges in its passes, of which ranks have different numbers for a video and equally many in all.
+        turns -= sum(self._run_backward(video, found) for video, found in own_gradients.items() if video in self.parts)
         self._idle_backward(turns, learning)
 
     def _whole(self, result: EncodedVideo, receivers: Sequence[int] | None) -> list[list[Range]]:

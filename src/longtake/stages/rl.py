@@ -30,7 +30,7 @@ def run(config: RlConfig) -> None:
     Raises MismatchError when sampler and policy disagree, NoSignalError when the rewards have nothing to say for many steps.
     """
     refuse_dropout(config)
-    with joined(config.parallel, config.model.device) as team:
+    with joined(config.parallel, config.model.device, can_shard=True) as team:
         train(config, TrainingRun(config, "rl", team))
 
 
@@ -40,7 +40,7 @@ def train(config: RlConfig, run: TrainingRun) -> None:
     rewards = Rewards(config.rewards, config.rollout.max_new_tokens, config.algorithm.overlong)
     engine = TransformersEngine(run.model, config.rollout.max_rows)
     batches = Batches(config, run.team, run.model.device, run.model.dtype)
-    run.start(config.steps, config.updates_per_step)
+    run.start(config.steps, config.updates_per_step, reference)
     with run, run.lines("takes.jsonl") as takes_log:
         run.begin()
         while not run.finished():

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
+from itertools import zip_longest
+from operator import or_
 
 import torch
 from torch import Tensor
@@ -18,7 +21,8 @@ from longtake.parallel.prediction import PredictionErrors, layout_metrics
 from longtake.parallel.setting import Cluster, DeviceRates, Setting
 from longtake.stages.plan_hardware import assumed_cpu_rates, host_bytes_here, training_costs_of
 from longtake.stages.team import Team
-from longtake.types import Group, Layout, PackedGroup, Prompt, Take
+from longtake.training.packed_policy import Passes, passes_of
+from longtake.types import Group, Layout, MicroBatch, PackedGroup, Prompt, Take
 
 USABLE = 0.9
 """Share of a memory that a plan may fill."""
@@ -69,6 +73,8 @@ class Batch:
     mesh: SequenceMesh
     max_tokens: int | None
     """A single piece of more tokens is split (`score_groups`)."""
+    passes: Passes | None = None
+    """Sharded weights: what every rank runs in this round, so that a batch may have no pieces; None: whole weights."""
 
     @property
     def prompts(self) -> list[Prompt]:
@@ -106,6 +112,20 @@ def _whole(groups: Sequence[UpdateGroup], needs_gradient: bool, mesh: SequenceMe
     return Batch(tuple((group, tuple(range(len(group.advantages)))) for group in groups), needs_gradient, mesh, max_tokens)
 
 
+def in_step(every: Sequence[Sequence[Batch]], mesh: SequenceMesh) -> Iterator[Batch]:
+    """Sharded weights: this rank's of the batches of every data rank, in rounds in which all need gradients, or none does."""
+    for learns in (True, False):
+        for one in zip_longest(*([batch for batch in own if batch.needs_gradient == learns] for own in every)):
+            yield one_round(one, mesh, learns)
+
+
+def one_round(batches: Sequence[Batch | None], mesh: SequenceMesh, learns: bool) -> Batch:
+    """This rank's of the batches of one round, by data rank; one without pieces where it has none."""
+    made = [batch for batch in batches if batch is not None]
+    passes = reduce(or_, (passes_of(batch.prompts, batch.responses, batch.max_tokens) for batch in made), Passes())
+    return replace(batches[mesh.data_rank] or Batch((), learns, mesh, None), passes=passes)
+
+
 class Batches:
     """Makes the batches of each update, the same on every rank of the run.
 
@@ -130,8 +150,10 @@ class Batches:
                 for learns in (True, False)
                 for batch in self._planned_batches([g for g in groups if g.learns(self._config) == learns], learns)
             ]
-        own = self._team.share_of_data([group.num_tokens for group in groups])
-        return list(micro_batches(self._config, [groups[index] for index in own], self._team.mesh))
+        mesh = self._team.mesh
+        shares = self._team.shares_of_data([group.num_tokens for group in groups])
+        every = [list(micro_batches(self._config, [groups[index] for index in own], mesh)) for own in shares]
+        return list(in_step(every, mesh)) if self._config.parallel.sharded else every[mesh.data_rank]
 
     def metrics(self, measured_s: float) -> dict[str, float]:
         """What was chosen for the updates since the last call, and how far the prediction was off."""
@@ -151,16 +173,21 @@ class Batches:
     def _of_layout(self, layout: Layout, groups: Sequence[UpdateGroup], learns: bool) -> Iterator[Batch]:
         mesh = self._team.world.sequence_mesh(layout.ring, layout.ulysses)
         for one in layout.rounds:
-            micro = one[mesh.data_rank]
-            if micro.pieces:
-                pieces = tuple((groups[piece.group], piece.takes) for piece in micro.pieces)
-                yield Batch(pieces, learns, mesh, micro.split_tokens)
+            batches = [_planned_batch(micro, groups, learns, mesh) for micro in one]
+            own = one_round(batches, mesh, learns) if self._config.parallel.sharded else batches[mesh.data_rank]
+            if own is not None:
+                yield own
+
+
+def _planned_batch(micro: MicroBatch, groups: Sequence[UpdateGroup], learns: bool, mesh: SequenceMesh) -> Batch | None:
+    pieces = tuple((groups[piece.group], piece.takes) for piece in micro.pieces)
+    return Batch(pieces, learns, mesh, micro.split_tokens) if pieces else None
 
 
 def setting_of(config: RlConfig, team: Team, device: torch.device, dtype: torch.dtype) -> Setting:
     """What the planner needs to know of this run."""
     costs = model_costs(config.model.path, config.model.dtype)
-    training = training_costs_of(config.model, costs, reference_passes=has_kl_loss(config))
+    training = training_costs_of(config.model, costs, reference_passes=has_kl_loss(config), sharded=config.parallel.sharded)
 
     def measure() -> DeviceRates:
         return calibrate(costs, device, dtype, team.axis)

@@ -12,6 +12,7 @@ from torch import Tensor
 from longtake.algorithms.advantages import advantages, is_uniform
 from longtake.algorithms.kl import subtract_kl
 from longtake.config.stages import RlConfig
+from longtake.parallel.fsdp import gathered
 from longtake.parallel.packed import padded_rows
 from longtake.rewards import Rewards
 from longtake.rollout.engine import Engine, RolloutRequest, SamplingParams
@@ -70,7 +71,7 @@ def answer(run: TrainingRun, config: RlConfig, engine: Engine, rewards: Rewards,
     rollout = config.rollout
     params = SamplingParams(rollout.num_takes, rollout.temperature, rollout.max_new_tokens, config.seed, run.step)
     own = run.team.share([len(row.prompt.token_ids) for row in asked])[run.team.rank]
-    with run.phases("rollout"):
+    with run.phases("rollout"), gathered(run.model):
         takes = engine.generate([RolloutRequest(asked[index].position, asked[index].prompt) for index in own], params) if own else []
     with run.phases("reward"):
         scored = {index: (group, rewards.score(asked[index].example, group)) for index, group in zip(own, takes, strict=True)}
@@ -84,7 +85,7 @@ def group_advantages(run: TrainingRun, config: RlConfig, sampled: Sampled, refer
     """Advantages [G] per group; with kl.place == "reward" the KL to the reference is taken from the rewards first."""
     totals = [group.total_reward for group in sampled.groups]
     if reference is not None and config.algorithm.kl.place == "reward":
-        with run.phases("reference"):
+        with run.phases("reference"), reference.gathered():
             own = run.team.share([float(len(group.prompt.token_ids)) for group in sampled.groups])[run.team.rank]
             mine = {index: minus_kl(run, config, sampled.groups[index], sampled.valid[index], reference) for index in own}
             found = run.team.exchange(mine, Tensor.tolist, torch.tensor)

@@ -146,7 +146,9 @@ def micro_batch(
     ref_logprobs: list[Tensor] | None = None
     if reference is not None and has_kl_loss(config):  # a KL taken from the reward has had its pass already
         with run.phases("reference"):
-            ref_logprobs = reference.logprobs(prompts, responses, temperature, max_tokens=batch.max_tokens, mesh=batch.mesh)
+            ref_logprobs = reference.logprobs(
+                prompts, responses, temperature, max_tokens=batch.max_tokens, mesh=batch.mesh, passes=batch.passes
+            )
 
     def learn(scored: ScoredTakes) -> Tensor | None:
         loss = loss_of(config, batch, scored, ref_logprobs, denominator)
@@ -155,7 +157,7 @@ def micro_batch(
         return loss.loss if batch.needs_gradient else None
 
     with run.phases("update"), training_mode(run.model), torch.set_grad_enabled(batch.needs_gradient):
-        score_groups(run.model, prompts, responses, temperature, learn, max_tokens=batch.max_tokens, mesh=batch.mesh)
+        score_groups(run.model, prompts, responses, temperature, learn, max_tokens=batch.max_tokens, mesh=batch.mesh, passes=batch.passes)
 
 
 def loss_of(

@@ -43,7 +43,7 @@ def run(config: ScoreConfig) -> None:
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     ring, ulysses = config.degrees
-    with joined(config.parallel.model_copy(update={"ring": ring, "ulysses": ulysses}), config.model.device) as team:
+    with joined(config.parallel.model_copy(update={"ring": ring, "ulysses": ulysses, "sharded": False}), config.model.device) as team:
         job = prepare(config, team)
         outcomes = score_all(job)
         if team.is_first:

@@ -13,13 +13,14 @@ from longtake.parallel.collectives import sum_over_ranks
 from longtake.parallel.packed import pack_rows
 from longtake.stages.team import Team, joined
 from longtake.stages.training_run import Asked, TrainingRun
+from longtake.training.packed_policy import idle_pass
 from longtake.training.sft_loss import sft_loss
 from longtake.training.trainable import training_mode
 
 
 def run(config: SftConfig) -> None:
     """Train and leave checkpoints in config.out; resumes by itself."""
-    with joined(config.parallel, config.model.device) as team:
+    with joined(config.parallel, config.model.device, can_shard=True) as team:
         refuse_dropout(config, team)
         train(config, TrainingRun(config, "sft", team))
 
@@ -54,10 +55,14 @@ def train_step(run: TrainingRun, config: SftConfig, asked: list[Asked], failures
     responses = [response_ids(row.example, run.model) for row in asked]
     num_tokens = sum(len(response) for response in responses)
     mesh, loss_sum = run.team.mesh, 0.0
-    own = run.team.share_of_data([len(row.prompt.token_ids) + len(response) for row, response in zip(asked, responses, strict=True)])
-    for start in range(0, len(own), config.micro_batch_size):
+    shares = run.team.shares_of_data([len(row.prompt.token_ids) + len(response) for row, response in zip(asked, responses, strict=True)])
+    own, longest = shares[mesh.data_rank], max(map(len, shares)) if config.parallel.sharded else 0
+    for start in range(0, max(len(own), longest), config.micro_batch_size):
         chunk = own[start : start + config.micro_batch_size]
         with run.phases("update"), training_mode(run.model):
+            if not chunk:  # sharded weights: every rank enters them equally often
+                idle_pass(run.model, mesh)
+                continue
             rows = pack_rows([asked[index].prompt for index in chunk], [responses[index] for index in chunk], run.model.device)
             loss = sft_loss(run.model, rows, num_tokens, mesh=mesh)
             loss.backward()

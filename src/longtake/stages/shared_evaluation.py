@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
-from longtake.errors import LongtakeError, OtherRankFailedError, RowError
+from longtake.errors import OtherRankFailedError, RowError
 from longtake.evaluation.records import AnswerRecord, refuse_repeated
 from longtake.evaluation.score import without_borrowed_ids
 from longtake.observe.digest import digest_of
@@ -14,10 +14,6 @@ from longtake.stages.team import Team
 from longtake.types import Example, Failure
 
 Item = Example | Failure
-
-
-MAY_RAISE = (LongtakeError, OSError, MemoryError, RuntimeError)
-"""RuntimeError: what torch raises, out of memory included. After anything else, a fault of ours, the heartbeat names the rank."""
 
 
 def share_evaluation(team: Team, items: Sequence[Item], answer: Callable[[Sequence[Item]], list[AnswerRecord]]) -> list[AnswerRecord]:
@@ -35,7 +31,7 @@ def share_evaluation(team: Team, items: Sequence[Item], answer: Callable[[Sequen
     failed: Exception | None = None
     try:
         records = answer([items[index] for index in own])
-    except MAY_RAISE as error:  # told to the others, and raised again below
+    except Exception as error:  # told to the others, and raised again below
         failed = error
     told = team.tell({"failed": f"{type(failed).__name__}: {failed}" if failed else "", "records": [asdict(one) for one in records]})
     if failed is not None:

@@ -22,13 +22,25 @@ import torch
 from longtake.config.env import launch
 from longtake.config.sections import ParallelConfig
 from longtake.errors import ConfigError
-from longtake.observe.progress import muted
+from longtake.observe.progress import muted, say
 from longtake.parallel.balance import balanced
-from longtake.parallel.collectives import gather_texts
+from longtake.parallel.collectives import gather_texts, reduced_metrics
 from longtake.parallel.heartbeat import Heartbeat
 from longtake.parallel.mesh import Axis, SequenceMesh, World, start_world
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class RollCall:
+    """Who is there at the end of a step, and how."""
+
+    complete: bool
+    """Every rank has answered: what needs all of them can be done."""
+    fault: bool
+    """Some rank has an error on its way."""
+    metrics: dict[str, float]
+    """Of all ranks; of this one alone where not all are there and well."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,13 +73,31 @@ class Team:
         """Items of each rank, loads balanced: indices of `costs`."""
         return [sorted(part) for part in balanced(costs, self.world.size)]
 
+    def shares_of_data(self, costs: Sequence[float]) -> list[list[int]]:
+        """Items of each sequence axis, all of whose ranks get the same."""
+        return [sorted(part) for part in balanced(costs, self.mesh.num_data)]
+
     def share_of_data(self, costs: Sequence[float]) -> list[int]:
-        """Items of this rank's sequence axis, all of whose ranks get the same."""
-        return sorted(balanced(costs, self.mesh.num_data)[self.mesh.data_rank])
+        """Items of this rank's sequence axis."""
+        return self.shares_of_data(costs)[self.mesh.data_rank]
 
     def any(self, flag: bool) -> bool:
         """Whether it is so on some rank."""
         return any(text == "1" for text in gather_texts(str(int(flag)), self.axis))
+
+    def roll_call(self, fault: BaseException | None, metrics: dict[str, float]) -> RollCall:
+        """Every rank calls it before they do something together, with the error that it has on its way. One that leaves at once (a second
+        Ctrl-C) does not wait for the others, and they find it gone."""
+        if fault is not None and not isinstance(fault, Exception):
+            return RollCall(complete=False, fault=True, metrics=metrics)
+        try:
+            told = self.tell({"fault": fault is not None, "metrics": metrics})
+        except RuntimeError as error:
+            say(f"the other ranks do not answer: {error}", style="yellow")
+            return RollCall(complete=False, fault=False, metrics=metrics)
+        if any(one["fault"] for one in told):
+            return RollCall(complete=True, fault=True, metrics=metrics)
+        return RollCall(complete=True, fault=False, metrics=reduced_metrics([one["metrics"] for one in told]))
 
     def tell(self, record: Any) -> list[Any]:
         """JSON of every rank, in their order."""
@@ -110,12 +140,29 @@ class Nowhere:
     def __exit__(self, *error: object) -> None: ...
 
 
+def refuse_sharded(can_shard: bool) -> None:
+    if not can_shard:
+        raise ConfigError(
+            "parallel.sharded = true in a stage that does not train",
+            rule="rl and sft cut their weights over the processes; to sample or to score every process holds them whole",
+            remedy="leave parallel.sharded out",
+        )
+    if launch().world_size == 1:
+        raise ConfigError(
+            "parallel.sharded = true in a single process",
+            rule="weights are cut over the processes of a launch",
+            remedy="start several with torchrun --nproc-per-node N -m longtake ..., or set parallel.sharded to false",
+        )
+
+
 @contextmanager
-def joined(config: ParallelConfig, device: str = "auto") -> Iterator[Team]:
+def joined(config: ParallelConfig, device: str = "auto", *, can_shard: bool = False) -> Iterator[Team]:
     """Meet the other processes of the launch, watch over each other, and let only the first speak (errors are told by all).
 
-    Raises ConfigError for degrees that do not divide the number of processes.
+    Raises ConfigError for degrees that do not divide the number of processes, or sharded weights where there is nothing to cut.
     """
+    if config.sharded:
+        refuse_sharded(can_shard)
     if launch().world_size == 1 and config.ring * config.ulysses > 1:
         raise ConfigError(
             f"parallel.ring = {config.ring}, parallel.ulysses = {config.ulysses} in a single process",

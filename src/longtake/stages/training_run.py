@@ -31,7 +31,7 @@ from longtake.data.order import positions
 from longtake.data.render import render_prompt, response_text, user_text
 from longtake.data.rows import check_failures, read_examples
 from longtake.data.videos import VideoSource
-from longtake.errors import CheckpointError, LongtakeError, PathError, PromptTooLongError, RowError, VideoError
+from longtake.errors import CheckpointError, LongtakeError, OtherRankFailedError, PathError, PromptTooLongError, RowError, VideoError
 from longtake.evaluation.records import AnswerRecord
 from longtake.evaluation.score import evaluate_examples
 from longtake.evaluation.summary import summarise
@@ -45,12 +45,14 @@ from longtake.observe.signals import StopFlag
 from longtake.observe.timing import Phases, memory_metrics
 from longtake.parallel.balance import longest_first
 from longtake.parallel.collectives import reduce_metrics
+from longtake.parallel.fsdp import gathered, shard_model
 from longtake.parallel.gradients import sum_gradients
 from longtake.rollout.transformers_engine import TransformersEngine
 from longtake.stages.shared_evaluation import share_evaluation
-from longtake.stages.team import Nowhere, Team
+from longtake.stages.team import Nowhere, RollCall, Team
 from longtake.training.checkpoint import CheckpointStore
 from longtake.training.optimizer import Optimizer, build_optimizer
+from longtake.training.reference import Reference
 from longtake.training.trainable import choose_trainable, parameter_counts
 from longtake.types import Example, Failure, Prompt
 from longtake.video.index import DigestIndex
@@ -130,9 +132,14 @@ class TrainingRun:
         self.resumed = False
         self.best = Best()
 
-    def start(self, total_steps: int, updates_per_step: int = 1) -> Self:
-        """Build the optimizer for so many steps, resume when there is a checkpoint, and write the resolved configuration."""
+    def start(self, total_steps: int, updates_per_step: int = 1, reference: Reference | None = None) -> Self:
+        """Cut the weights over the ranks if asked (those of `reference` too), build the optimizer for so many steps, resume when there is a
+        checkpoint, and write the resolved configuration."""
         self.total_steps = total_steps
+        if self.config.parallel.sharded:
+            shard_model(self.model, self.team.world)
+            if reference is not None:
+                reference.shard(self.team.world)
         self.optimizer: Optimizer = build_optimizer(self.model, self.config.optimizer, total_steps * updates_per_step)
         self.resumed = self._resume()
         self._refuse_other_runs()
@@ -293,23 +300,30 @@ class TrainingRun:
         return {"failures/total": float(sum(failures.values())), "failures/known_rows": float(known), **by_kind}
 
     def end_step(self, position: int, metrics: dict[str, float], **shown: float) -> None:
-        """Count the step, validate, log, checkpoint: see the head of this file."""
+        """Count the step, validate, log, checkpoint: see the head of this file. Raises what validation raised, on the other ranks
+        OtherRankFailedError."""
         self.step += 1
         self.position = position
         self.source.release()
         self.model.weights_version = self.step
         due = bool(self.validation) and (self.step % self._validate_every() == 0 or self.step == self.total_steps)
-        found = {"validation/failed": 1.0} if due else {}
-        whole = False
         try:
             found = self.validate() if due else {}
-            whole = True
-        finally:
-            self.metrics.log(self.step, metrics | found | self._costs_or_own(whole))
-            improved = self.best.step == self.step
-            if improved or not whole or self.step % self.config.checkpoint.every == 0:
-                self.save(best=improved)
+        except BaseException as error:  # raised when the step is logged and saved
+            self._log_and_save(metrics | {"validation/failed": 1.0}, error)
+            raise
+        self._log_and_save(metrics | found, None)
         self.progress.advance(1, **shown)
+
+    def _log_and_save(self, metrics: dict[str, float], fault: BaseException | None) -> None:
+        """The end of a step, with the error that this rank has on its way. Raises OtherRankFailedError when another has one."""
+        call = self.team.roll_call(fault, self._own_costs())
+        self.metrics.log(self.step, metrics | call.metrics)
+        improved = self.best.step == self.step
+        if improved or call.fault or not call.complete or self.step % self.config.checkpoint.every == 0:
+            self._save_with(call, best=improved)
+        if call.fault and fault is None:
+            raise OtherRankFailedError("another rank failed in validation", rule="every rank answers its rows", remedy="see its message")
 
     def _validate_every(self) -> int:
         return self.config.validation.every if self.config.validation else self.total_steps + 1
@@ -317,14 +331,6 @@ class TrainingRun:
     def _costs(self) -> dict[str, float]:
         """Of all ranks."""
         return reduce_metrics(self._own_costs(), self.team.axis) if self.team.world.size > 1 else self._own_costs()
-
-    def _costs_or_own(self, whole: bool) -> dict[str, float]:
-        """With an error on its way, or another rank gone, this rank's alone: the step is logged and saved all the same."""
-        try:
-            return self._costs() if whole else self._own_costs()
-        except RuntimeError as error:
-            say(f"{self.kind}: the other ranks do not answer ({error}); step {self.step} is saved", style="yellow")
-            return self._own_costs()
 
     def _own_costs(self) -> dict[str, float]:
         seconds = {f"seconds/{name}": value for name, value in self.phases.take().items()}
@@ -336,8 +342,16 @@ class TrainingRun:
             self.save()
         self.team.any(False)
 
+    def _save_with(self, call: RollCall, *, best: bool) -> None:
+        """Whole weights are saved by the first rank whoever else is there; sharded ones need all."""
+        if call.complete or self.model.root is None:
+            self.save(best=best)
+            return
+        found = f"the newest checkpoint is of step {self.saved_step}" if self.saved_step >= 0 else "there is no checkpoint yet"
+        say(f"{self.kind}: step {self.step} is NOT saved: its weights are cut over ranks that are not all there; {found}", style="red")
+
     def save(self, *, best: bool = False) -> None:
-        """A checkpoint of the last finished step; the logs reach the disk first."""
+        """A checkpoint of the last finished step, by every rank where weights are sharded; the logs reach the disk first."""
         extra: dict[str, Any] = {
             "best": vars(self.best),
             "seconds": self.seconds,
@@ -348,6 +362,7 @@ class TrainingRun:
         }
         self.saved_step = self.step
         if not self.team.is_first:
+            self.store.take_part(self.model, self.optimizer)
             return
         self.metrics.sync()
         self.store.save(self.step, self.model, self.optimizer, self.config, position=self.position, extra=extra, best=best)
@@ -375,8 +390,9 @@ class TrainingRun:
         setting = self.config.validation
         assert setting is not None
         self.team.heartbeat.beat(f"validation of step {self.step}")
+        self.model.tower_digest()  # the name of updated weights is settled before they are gathered
         try:
-            with self.phases("validation"):
+            with self.phases("validation"), gathered(self.model, with_tower=self.model.train_vision):
                 summary = summarise(share_evaluation(self.team, self.validation, self._validate_share))
         except VALIDATION_MAY_RAISE as error:
             say(f"{self.kind}: validation at step {self.step} failed and is skipped: {type(error).__name__}: {error}", style="yellow")

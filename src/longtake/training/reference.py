@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
 from longtake.models.family import Model
-from longtake.parallel.mesh import SequenceMesh
-from longtake.training.packed_policy import ScoredTakes, score_groups
+from longtake.parallel.fsdp import gathered, shard_model
+from longtake.parallel.mesh import SequenceMesh, World
+from longtake.training.packed_policy import Passes, ScoredTakes, score_groups
 from longtake.training.trainable import adapters_off, language_model, lora_layers, vision_tower
 from longtake.types import Prompt
 
@@ -27,6 +28,15 @@ class Reference:
         self._adapted = model if lora_layers(model) else None
         self._model = model if self._adapted else _frozen_copy(model)
 
+    def shard(self, world: World) -> None:
+        """Cut the copy's weights over all ranks (parallel.fsdp); adapters have none of their own."""
+        if self._adapted is None:
+            shard_model(self._model, world)
+
+    def gathered(self) -> AbstractContextManager[None]:
+        """Whole weights inside, so that ranks may ask for unequally many log-probs; every rank enters and leaves."""
+        return gathered(self._model)
+
     @torch.no_grad()
     def logprobs(
         self,
@@ -36,6 +46,7 @@ class Reference:
         *,
         max_tokens: int | None = None,
         mesh: SequenceMesh | None = None,
+        passes: Passes | None = None,
     ) -> list[Tensor]:
         """float32 [R] on the CPU for each response, group by group, without gradient; packed and split as `score_groups` does."""
         found = [torch.empty(0)] * sum(map(len, responses))
@@ -46,12 +57,13 @@ class Reference:
                 found[index] = logprobs[row, mask[row]]
 
         with adapters_off(self._adapted) if self._adapted is not None else nullcontext():
-            score_groups(self._model, prompts, responses, temperature, note, max_tokens=max_tokens, mesh=mesh)
+            score_groups(self._model, prompts, responses, temperature, note, max_tokens=max_tokens, mesh=mesh, passes=passes)
         return found
 
 
 def _frozen_copy(model: Model) -> Model:
     frozen = copy.copy(model)
+    frozen.train_vision = False  # the tower is the policy's
     tower = vision_tower(model)
     frozen.hf = copy.deepcopy(model.hf, memo={id(tower): tower})
     shared = {id(parameter) for parameter in tower.parameters()}

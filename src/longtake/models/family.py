@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from transformers import Cache, PreTrainedTokenizerBase
 
+from longtake.models.on_meta import Renamings
 from longtake.models.positions import Grid
 from longtake.types import FrameFacts, Frames, VideoTokens
 
@@ -56,6 +57,8 @@ class Model(Protocol):
     weights_version: int
     """Raised by the trainer after each update."""
 
+    renamings: Renamings
+    """From the names in checkpoint files, published ones too, to those of the modules."""
     root: Any
     """The module inside whose forward sharded weights are whole (parallel.fsdp); None where the weights are whole anyway."""
     groups_encoded: int

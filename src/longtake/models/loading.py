@@ -12,15 +12,24 @@ from longtake.models import qwen2_5_vl
 from longtake.models.family import Model
 from longtake.models.tiny import TINY_PATH
 
-FAMILIES: dict[str, Callable[[Path, ModelConfig], Model]] = {"qwen2_5_vl": qwen2_5_vl.load}
+FAMILIES: dict[str, Callable[[Path, ModelConfig, bool], Model]] = {"qwen2_5_vl": qwen2_5_vl.load}
 """`model_type` of config.json -> loader."""
 
 
-def load_model(config: ModelConfig) -> Model:
+def load_model(config: ModelConfig, *, on_meta: bool = False) -> Model:
     """Load the checkpoint directory `config.path` (`tiny`: the model that ships in the package).
 
     Local directories of safetensors only: nothing is downloaded, no pickle is read, no code of a checkpoint runs. Raises ModelError.
+    `on_meta`: everything but the weights, which have no memory until `training.shard_loading.fill`.
     """
+    path = model_folder(config)
+    loader = FAMILIES[_model_type(path)]
+    _check_safetensors(path)
+    return loader(path, config, on_meta)
+
+
+def model_folder(config: ModelConfig) -> Path:
+    """The directory that `config.path` means. Raises ModelError when it is none."""
     path = TINY_PATH if config.path == "tiny" else Path(config.path).expanduser()
     if not path.is_dir():
         raise ModelError(
@@ -28,9 +37,7 @@ def load_model(config: ModelConfig) -> Model:
             rule="a model is a local checkpoint directory, or `tiny`",
             remedy=f"download it first (`hf download {config.path} --local-dir DIR`) and give DIR",
         )
-    loader = FAMILIES[_model_type(path)]
-    _check_safetensors(path)
-    return loader(path, config)
+    return path
 
 
 def _model_type(path: Path) -> str:

@@ -14,7 +14,9 @@ from safetensors import SafetensorError
 from transformers import (
     AutoTokenizer,
     Cache,
+    GenerationConfig,
     PreTrainedTokenizerBase,
+    Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2VLVideoProcessor,
 )
@@ -23,6 +25,7 @@ from longtake.config.sections import ModelConfig
 from longtake.errors import ModelError
 from longtake.models.chat import ChatTokenizer
 from longtake.models.family import Message
+from longtake.models.on_meta import Renamings, files_digest
 from longtake.models.positions import Grid, mrope_positions, num_video_tokens, time_step
 from longtake.models.quiet import no_library_progress
 from longtake.models.tower_identity import TowerIdentity
@@ -33,9 +36,16 @@ from longtake.video.sample import DEFAULT_MAX_PIXELS
 MEDIA_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
 """Sampled, one of these would make the next forward miscount its features; they are banned."""
 
+RENAMINGS = ((r"^visual\.", "model.visual."), (r"^model\.(?!language_model\.|visual\.)", "model.language_model."))
+"""Published checkpoints and exports name their weights as the family's first release did."""
+UNFIT = ("missing_keys", "mismatched_keys", "error_msgs")
+"""What transformers reports of a load and goes on."""
+
 
 class Qwen2_5VL:
     """Implements `family.Model`. Build it with `load`, or from parts in tests."""
+
+    renamings: Renamings = RENAMINGS
 
     def __init__(
         self,
@@ -44,10 +54,13 @@ class Qwen2_5VL:
         video_processor: Qwen2VLVideoProcessor,
         *,
         train_vision: bool = False,
+        device: torch.device | None = None,
+        tower_loaded: str | None = None,
     ) -> None:
+        """`device`, `tower_loaded` (TowerIdentity): of a model whose weights are on `meta`."""
         self.hf: Any = hf
         self.tokenizer = tokenizer
-        self.device: torch.device = hf.device
+        self.device: torch.device = hf.device if device is None else device
         self.dtype: torch.dtype = hf.dtype
         self.train_vision = train_vision
         self.weights_version = 0
@@ -65,7 +78,7 @@ class Qwen2_5VL:
         self._chat = ChatTokenizer(tokenizer)
         self._video_processor = video_processor
         self._pixel_settings = _pixel_settings(video_processor, vision)
-        self._tower = TowerIdentity(hf.model.visual, trains=train_vision)
+        self._tower = TowerIdentity(hf.model.visual, trains=train_vision, loaded=tower_loaded)
         self.groups_encoded = 0
         self.root: Any = None
         hf.model.visual.requires_grad_(train_vision)
@@ -212,32 +225,54 @@ def _wrong_frames(pixels: np.ndarray, multiple: int) -> ModelError:
     )
 
 
-def load(path: Path, config: ModelConfig) -> Qwen2_5VL:
-    """Load a checkpoint directory. Only safetensors, no code of the checkpoint's own. Raises ModelError."""
+def load(path: Path, config: ModelConfig, on_meta: bool = False) -> Qwen2_5VL:
+    """Load a checkpoint directory, or all of it but the weights. Only safetensors, no code of the checkpoint's own. Raises ModelError."""
     device = _device(config.device)
     with no_library_progress():
         try:
-            loaded: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-                path,
-                dtype=getattr(torch, config.dtype),
-                attn_implementation=config.attention,
-                use_safetensors=True,
-                local_files_only=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
+            hf, info = _without_weights(path, config) if on_meta else _with_weights(path, config)
             tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
             video_processor = Qwen2VLVideoProcessor.from_pretrained(path, local_files_only=True)
         except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError) as error:
             raise _unusable(path, f"{type(error).__name__}: {error}") from error
-    hf, info = loaded
-    wrong = [f"{len(info[kind])} {kind.replace('_', ' ')}" for kind in ("missing_keys", "mismatched_keys", "error_msgs") if info[kind]]
+    wrong = [f"{len(info[kind])} {kind.replace('_', ' ')}" for kind in UNFIT if info[kind]]
     if wrong:  # transformers would go on with random weights in their place
         raise _unusable(path, f"{', '.join(wrong)} in its weights, e.g. {_first(info)}")
     fault = _tokenizer_fault(hf, tokenizer)
     if fault:  # without its files transformers makes an empty tokenizer
         raise _unusable(path, fault)
-    return Qwen2_5VL(hf.to(device).eval(), tokenizer, video_processor, train_vision=config.train_vision)
+    if not on_meta:
+        return Qwen2_5VL(hf.to(device).eval(), tokenizer, video_processor, train_vision=config.train_vision)
+    loaded = files_digest(path, "model.visual.", RENAMINGS, hf.dtype) if config.train_vision else None
+    return Qwen2_5VL(hf.eval(), tokenizer, video_processor, train_vision=config.train_vision, device=device, tower_loaded=loaded)
+
+
+def _with_weights(path: Path, config: ModelConfig) -> tuple[Any, dict[str, Any]]:
+    """The model, and what did not fit."""
+    loaded: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        path,
+        dtype=getattr(torch, config.dtype),
+        attn_implementation=config.attention,
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+    )
+    hf, info = loaded
+    return hf, info
+
+
+def _without_weights(path: Path, config: ModelConfig) -> tuple[Any, dict[str, Any]]:
+    """The same on `meta`; what does not fit is found when it is filled."""
+    settings: Any = Qwen2_5_VLConfig.from_pretrained(path, local_files_only=True)
+    with torch.device("meta"):
+        hf: Any = Qwen2_5_VLForConditionalGeneration._from_config(
+            settings, dtype=getattr(torch, config.dtype), attn_implementation=config.attention
+        )
+    hf.name_or_path = str(path)
+    if (path / "generation_config.json").is_file():
+        hf.generation_config = GenerationConfig.from_pretrained(path, local_files_only=True)
+    return hf, dict.fromkeys(UNFIT, ())
 
 
 def _tokenizer_fault(hf: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -259,7 +294,7 @@ def _unusable(path: Path, reason: str) -> ModelError:
 
 
 def _first(info: dict[str, object]) -> str:
-    for kind in ("missing_keys", "mismatched_keys", "error_msgs"):
+    for kind in UNFIT:
         entries = info[kind]
         assert isinstance(entries, set | list | tuple)
         if entries:

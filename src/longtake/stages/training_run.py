@@ -35,7 +35,7 @@ from longtake.errors import CheckpointError, LongtakeError, OtherRankFailedError
 from longtake.evaluation.records import AnswerRecord
 from longtake.evaluation.score import evaluate_examples
 from longtake.evaluation.summary import summarise
-from longtake.models import load_model
+from longtake.models import load_model, model_folder
 from longtake.models.family import Model
 from longtake.observe.digest import digest_of
 from longtake.observe.lines import JsonLines
@@ -53,6 +53,7 @@ from longtake.stages.team import Nowhere, RollCall, Team
 from longtake.training.checkpoint import CheckpointStore
 from longtake.training.optimizer import Optimizer, build_optimizer
 from longtake.training.reference import Reference
+from longtake.training.shard_loading import fill
 from longtake.training.trainable import choose_trainable, parameter_counts
 from longtake.types import Example, Failure, Prompt
 from longtake.video.index import DigestIndex
@@ -106,7 +107,7 @@ class TrainingRun:
             self.examples, self.failures = read_training_rows(config, index)
             self.validation = validation_items(config, index)
             index.save()
-        self.model: Model = load_model(config.model)
+        self.model: Model = load_model(config.model, on_meta=config.parallel.sharded)
         choose_trainable(self.model, config.model, config.seed)
         cache = EmbeddingCache(config.cache)  # one for both: a video in both sets is encoded once
         self.source = VideoSource(
@@ -137,9 +138,10 @@ class TrainingRun:
         checkpoint, and write the resolved configuration."""
         self.total_steps = total_steps
         if self.config.parallel.sharded:
-            shard_model(self.model, self.team.world)
+            folder = model_folder(self.config.model)
+            fill(shard_model(self.model, self.team.world), folder)
             if reference is not None:
-                reference.shard(self.team.world)
+                reference.shard(self.team.world, folder)
         self.optimizer: Optimizer = build_optimizer(self.model, self.config.optimizer, total_steps * updates_per_step)
         self.resumed = self._resume()
         self._refuse_other_runs()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from longtake.models.family import Model
 from longtake.parallel.fsdp import gathered, shard_model
 from longtake.parallel.mesh import SequenceMesh, World
 from longtake.training.packed_policy import Passes, ScoredTakes, score_groups
+from longtake.training.shard_loading import fill
 from longtake.training.trainable import adapters_off, language_model, lora_layers, vision_tower
 from longtake.types import Prompt
 
@@ -28,10 +30,13 @@ class Reference:
         self._adapted = model if lora_layers(model) else None
         self._model = model if self._adapted else _frozen_copy(model)
 
-    def shard(self, world: World) -> None:
-        """Cut the copy's weights over all ranks (parallel.fsdp); adapters have none of their own."""
+    def shard(self, world: World, folder: Path) -> None:
+        """Cut the copy's weights over all ranks and read them from `folder` (training.shard_loading); adapters have none of their own.
+
+        After the same was done with the model: the tower is shared.
+        """
         if self._adapted is None:
-            shard_model(self._model, world)
+            fill(shard_model(self._model, world), folder)
 
     def gathered(self) -> AbstractContextManager[None]:
         """Whole weights inside, so that ranks may ask for unequally many log-probs; every rank enters and leaves."""

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from longtake.errors import ConfigError
+from longtake.models.on_meta import linears_seem_here
 
 if TYPE_CHECKING:
     from longtake.config.sections import LoraConfig, ModelConfig
@@ -130,7 +131,7 @@ def _add_adapters(decoder: nn.Module, config: LoraConfig, seed: int) -> None:
         target_modules=list(config.target_modules),
         bias="none",
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), linears_seem_here(decoder):
         torch.manual_seed(seed)
         inject_adapter_in_model(settings, decoder)
     for name, parameter in decoder.named_parameters():

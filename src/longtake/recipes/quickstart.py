@@ -30,7 +30,7 @@ VIDEO = VideoConfig(max_frames=FRAMES[-1], max_pixels_per_frame=28 * 28)
 PROMPT = PromptConfig(instruction="")
 """The tiny model reads no instruction: the form of the response is what SFT teaches it."""
 MAX_NEW_TOKENS = 112
-BRIEF_SHARE = 2 / 3
+BRIEF_SHARE = 0.8
 """Of the chains of thought that SFT imitates: they name the deciding fact without describing the video first, as people do who think
 they have seen it. Which questions need the longer way is what RL has to find out."""
 SFT_SHARE = 1 / 3

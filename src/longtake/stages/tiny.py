@@ -43,6 +43,8 @@ ALONE = 100
 MICRO_BATCH_TOKENS = 2048
 FILMED_SHARE = 0.6
 """Of each batch of the last phase; the rest is read."""
+RECALLED_SHARE = 0.5
+"""Of what is read with a focus in the last phase. Measured: from the start of reading on, it keeps the rest from being learned."""
 
 
 def run(config: TinyConfig) -> None:
@@ -160,7 +162,7 @@ def learn_to_focus(config: TinyConfig, model: Model, clips: list[Clip], tests: l
             count = round(config.batch_size * FILMED_SHARE)
             chosen = [int(index) for index in rng.choice(len(clips), count, replace=len(clips) < count)]
             seen = [example_of(clips[index].story, *focused_description(clips[index].story, rng)) for index in chosen]
-            read = [example_of(stories[0], *reading(stories, rng)) for _ in range(config.batch_size - count)]
+            read = [example_of(stories[0], *reading(stories, rng, recalled=RECALLED_SHARE)) for _ in range(config.batch_size - count)]
             with training_mode(model):
                 prompts = [ask(model, example, tokens[index]) for example, index in zip(seen, chosen, strict=True)]
                 loss = learn(model, optimizer, [*prompts, *(ask(model, example, None) for example in read)], [*seen, *read])

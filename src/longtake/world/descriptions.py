@@ -38,8 +38,6 @@ READING_SHARES = (0.1, 0.55, 0.35)
 FOCUS = ("after", "where", "ends", "trace")
 FOCUS_SHARES = (0.3, 0.3, 0.1, 0.3)
 """In the order of FOCUS: the ends are the easiest."""
-RECALLED_SHARE = 0.5
-"""Of the texts with a focus: the log is said again before what was asked, so that what is found stands in one's own words."""
 STRAY_WORDS = ("Which", "place", "came", "right", "the", "Why", "did", "want", "Where", "does", "story")
 MAX_STRAY_WORDS = 4
 WORDS = (
@@ -79,8 +77,11 @@ def focused_description(story: Story, rng: np.random.Generator) -> tuple[str, st
     return f"{INSTRUCTION} {with_stray_words(focus, rng)}", f"{describe(story)} {said}"
 
 
-def reading(stories: Sequence[Story], rng: np.random.Generator, kind: str | None = None) -> tuple[str, str]:
-    """(text, what is to be said of it), no video; of a random kind when none is given."""
+def reading(stories: Sequence[Story], rng: np.random.Generator, kind: str | None = None, recalled: float = 0.0) -> tuple[str, str]:
+    """(text, what is to be said of it), no video; of a random kind when none is given.
+
+    In a share `recalled` of the texts with a focus the log is said once more first, so that what is found stands in one's own words.
+    """
     kind = kind or str(rng.choice(READING, p=READING_SHARES))
     if kind == "copy":
         words = " ".join(str(word) for word in rng.choice(WORDS, int(rng.integers(*COPY_LENGTHS))))
@@ -90,7 +91,7 @@ def reading(stories: Sequence[Story], rng: np.random.Generator, kind: str | None
         return walked(story, rng)
     focus, said = focused(story, rng, None if kind == "focus" else kind)
     log, words = describe(story), with_stray_words(focus, rng)
-    if kind == "focus" and rng.random() < RECALLED_SHARE:
+    if kind == "focus" and rng.random() < recalled:
         return f"{log} {INSTRUCTION} {words}", f"{log} {said}"
     return f"{log} {words}", said
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
+from types import TracebackType
+from typing import Any
 
 from longtake.errors import OtherRankFailedError, RowError
 from longtake.evaluation.records import AnswerRecord, refuse_repeated
@@ -14,6 +17,8 @@ from longtake.stages.team import Team
 from longtake.types import Example, Failure
 
 Item = Example | Failure
+_Records = dict[int, list[dict[str, Any]]]
+"""JSON of each rank's records."""
 
 
 def share_evaluation(team: Team, items: Sequence[Item], answer: Callable[[Sequence[Item]], list[AnswerRecord]]) -> list[AnswerRecord]:
@@ -27,21 +32,32 @@ def share_evaluation(team: Team, items: Sequence[Item], answer: Callable[[Sequen
     refuse_other_items(team, items)
     refuse_repeated((item.problem_id, 0) for item in items)
     own = shares(items, team.world.size)[team.rank]
-    records: list[AnswerRecord] = []
-    failed: Exception | None = None
-    try:
-        records = answer([items[index] for index in own])
-    except Exception as error:  # told to the others, and raised again below
-        failed = error
-    told = team.tell({"failed": f"{type(failed).__name__}: {failed}" if failed else "", "records": [asdict(one) for one in records]})
-    if failed is not None:
-        raise failed
-    for rank, one in enumerate(told):
-        if one["failed"]:
-            raise OtherRankFailedError(f"rank {rank}: {one['failed']}", rule="every rank answers its rows", remedy="see its message")
+    with _Told(team) as by_rank:
+        by_rank[team.rank] = [asdict(one) for one in answer([items[index] for index in own])]
     everything = shares(items, team.world.size)
-    placed = {index: record for part, one in zip(everything, told, strict=True) for index, record in zip(part, one["records"], strict=True)}
+    placed = {index: record for rank, part in enumerate(everything) for index, record in zip(part, by_rank[rank], strict=True)}
     return [AnswerRecord(**{**placed[index], "letters": tuple(placed[index]["letters"])}) for index in range(len(items))]
+
+
+class _Told(AbstractContextManager["_Records"]):
+    """This rank's records become those of all at the end, where each learns what was raised on another, and raises OtherRankFailedError."""
+
+    def __init__(self, team: Team) -> None:
+        self.team = team
+        self.by_rank: _Records = {}
+
+    def __enter__(self) -> _Records:
+        return self.by_rank
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is not None and not isinstance(error, Exception):
+            return
+        failed = f"{type(error).__name__}: {error}" if error is not None else ""
+        told = self.team.tell({"failed": failed, "records": self.by_rank.get(self.team.rank, [])})
+        for rank, one in enumerate(told):
+            if one["failed"] and error is None:
+                raise OtherRankFailedError(f"rank {rank}: {one['failed']}", rule="every rank answers its rows", remedy="see its message")
+            self.by_rank[rank] = one["records"]
 
 
 def refuse_other_items(team: Team, items: Sequence[Item]) -> None:

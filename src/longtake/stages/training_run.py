@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
@@ -309,12 +310,9 @@ class TrainingRun:
         self.source.release()
         self.model.weights_version = self.step
         due = bool(self.validation) and (self.step % self._validate_every() == 0 or self.step == self.total_steps)
-        try:
-            found = self.validate() if due else {}
-        except BaseException as error:  # raised when the step is logged and saved
-            self._log_and_save(metrics | {"validation/failed": 1.0}, error)
-            raise
-        self._log_and_save(metrics | found, None)
+        with _EndOfStep(metrics, self._log_and_save) as logged:
+            if due:
+                logged |= self.validate()
         self.progress.advance(1, **shown)
 
     def _log_and_save(self, metrics: dict[str, float], fault: BaseException | None) -> None:
@@ -420,6 +418,20 @@ class TrainingRun:
             rollout=RolloutConfig(num_takes=1, temperature=0.0, max_new_tokens=setting.max_new_tokens, max_rows=setting.max_rows),
             with_video=setting.data.with_video,
         )
+
+
+class _EndOfStep(AbstractContextManager[dict[str, float]]):
+    """What is measured inside is logged and saved with the rest at the end; an error that comes there goes on once that is done."""
+
+    def __init__(self, metrics: dict[str, float], log_and_save: Callable[[dict[str, float], BaseException | None], None]) -> None:
+        self.metrics = dict(metrics)
+        self.log_and_save = log_and_save
+
+    def __enter__(self) -> dict[str, float]:
+        return self.metrics
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.log_and_save(self.metrics if error is None else self.metrics | {"validation/failed": 1.0}, error)
 
 
 def read_training_rows(config: SftConfig | RlConfig, index: DigestIndex) -> tuple[list[Example], list[Failure]]:

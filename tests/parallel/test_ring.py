@@ -41,10 +41,9 @@ def attend(groups, dtype: str, fault: str) -> list[Tensor]:
         whole, weights = tensors(groups, getattr(torch, dtype))
         parts = [tensor[own].clone().requires_grad_() for tensor in whole]
         if fault == "nothing arrives":
-            ring._pass_on = lambda buffer, *_: ring._Passing(buffer, buffer, [])
+            ring._pass_on = lambda buffer, *_: ring._Passing(buffer, buffer, None)
         if fault == "gradients stay away":
-            there = ring._pass_on
-            ring._pass_on = lambda buffer, num, axis, tag: there(buffer if tag == 1 else torch.zeros_like(buffer), num, axis, tag)
+            ring._pass_gradients_on = lambda buffer, *rest: ring._pass_on(torch.zeros_like(buffer), *rest)
         if fault == "mask":
             # Every piece sees the whole buffer of its source, other groups and later chunks included.
             there_plan = ring.ring_plan

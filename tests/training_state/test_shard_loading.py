@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,11 @@ from safetensors.torch import load_file, save_file
 from longtake.config.sections import LoraConfig, ModelConfig
 from longtake.errors import ModelError
 from longtake.models import load_model
+from longtake.models.tiny import TinySizes, build_tiny
 from longtake.parallel.fsdp import shard_model
 from longtake.parallel.mesh import start_world
 from longtake.parallel.sharded_tensors import whole
-from longtake.testing.models import random_tiny
+from longtake.testing.models import TEXTS, random_tiny
 from longtake.testing.processes import run_processes
 from longtake.training.reference import Reference
 from longtake.training.shard_loading import fill
@@ -123,3 +126,71 @@ def test_what_a_file_lacks_is_named(folder: Path, tmp_path: Path, fault: str) ->
     model = load_model(ModelConfig(path=str(path), device="cpu"), on_meta=True)
     with pytest.raises(ModelError, match=r"nothing for model.language_model.norm|\(63,\) for model.language_model.norm"):
         fill(model, path)
+
+
+MIDDLE = TinySizes(vocab_size=512, hidden=512, layers=20, heads=4, kv_heads=2, mlp=2048, mrope_section=(16, 24, 24))
+"""About 80 million weights, nearly all in the language model; a layer is a twentieth of them."""
+
+
+M_MMAP_THRESHOLD = -3
+
+
+def peak(path: str, on_meta: bool) -> tuple[int, int]:
+    """Bytes that the memory of this process grew by at its peak while a sharded model was loaded, and the model's own bytes."""
+    # Freed blocks under 32 MB, which weights of a real size are not, would stay with the process for as long as it pleases glibc.
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 20)
+    with start_world(CPU, timeout_s=60) as world:
+        config = ModelConfig(path=path, device="cpu", dtype="bfloat16")  # not as stored: what is loaded cannot stay mapped
+        random_tiny(Path(path).parents[1] / "small")  # what a first model brings in besides its weights
+        with AnonymousPeak() as grown:
+            model = load_model(config, on_meta=on_meta)
+            size = sum(parameter.nbytes for parameter in model.hf.parameters())
+            choose_trainable(model, config)
+            shard_model(model, world)
+            if on_meta:
+                fill(model, Path(path))
+        return grown.bytes, size
+
+
+class AnonymousPeak:
+    """Of this process inside the block, looked at every 2 ms. Pages of files that are mapped are the system's to take back and count for
+    none: whether more of a file than was read is mapped depends on how it lies in the page cache (measured: half of it, or all)."""
+
+    bytes = 0
+
+    def __enter__(self) -> AnonymousPeak:
+        self.before = memory("RssAnon")
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self.watch)
+        self.thread.start()
+        return self
+
+    def watch(self) -> None:
+        while not self.ended.wait(0.002):
+            self.bytes = max(self.bytes, memory("RssAnon") - self.before)
+
+    def __exit__(self, *_: object) -> None:
+        self.ended.set()
+        self.thread.join()
+        self.bytes = max(self.bytes, memory("RssAnon") - self.before)
+
+
+def memory(name: str) -> int:
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{name}:"))
+    return int(line.split()[1]) << 10
+
+
+def test_no_process_ever_holds_the_whole_model(tmp_path: Path) -> None:
+    """Two processes, fresh ones: measured 0.66 to 0.76 of the weights' bytes read shard by shard (their half, and one layer whole twice while it is
+    gathered), 1.04 loaded whole and then cut (the control)."""
+    (tmp_path / "small").mkdir()
+    random_tiny(tmp_path / "small")
+    (tmp_path / "middle").mkdir()
+    path = build_tiny(tmp_path / "middle" / "model", TEXTS, 0, MIDDLE)
+    shares = {}
+    for on_meta in (True, False):
+        found = run_processes(peak, 2, str(path), on_meta, timeout_s=120)
+        print(f"on meta {on_meta}: {[grown >> 20 for grown, _ in found]} MiB more at the peak, {found[0][1] >> 20} MiB of weights")
+        shares[on_meta] = max(grown / size for grown, size in found)
+    assert found[0][1] > 100 << 20
+    assert shares[True] < 0.85 and shares[False] > 1.0

@@ -33,6 +33,7 @@ from longtake.config.sections import ModelConfig, OptimizerConfig
 from longtake.errors import LongtakeError
 from longtake.models import load_model
 from longtake.models.costs import model_costs
+from longtake.observe.progress import say
 from longtake.parallel.calibrate import calibrate
 from longtake.parallel.costs import flop_ratio
 from longtake.parallel.encode import Encoder
@@ -126,9 +127,19 @@ def _on_rank(config: BenchStepConfig, path: str) -> dict[str, Any]:
     with start_world(CPU, TIMEOUT_S) as world:
         setting = make_setting(world, config, path)
         rank = make_rank(world, config, path, config.frames[0])
-        lines = [asdict(measure_line(_with_batch(rank, config, frames), setting)) for frames in config.frames]
+        lines = [_line(rank, setting, config, frames) for frames in config.frames]
         regrets = [_regret(rank, setting, batch) for batch in regret_batches(rank, config)]
         return {"lines": lines, "regrets": regrets, "rates": asdict(setting.rates) | {"node_link_bytes": None}}
+
+
+def _line(rank: StepRank, setting: Setting, config: BenchStepConfig, frames: int) -> dict[str, Any]:
+    """A line of the table, told on stderr as soon as it is measured: a run that is stopped has shown what it found."""
+    begin = time.perf_counter()
+    line = asdict(measure_line(_with_batch(rank, config, frames), setting))
+    if rank.world.rank == 0:
+        columns = ", ".join(f"{name} {seconds:.2f}" for name, seconds in line["wall"]["seconds"].items())
+        say(f"{frames} frames: {columns} s on the wall (measured in {time.perf_counter() - begin:.0f} s)")
+    return line
 
 
 def make_setting(world: World, config: BenchStepConfig, path: str) -> Setting:
@@ -238,4 +249,8 @@ def regret_batches(rank: StepRank, config: BenchStepConfig) -> list[StepBatch]:
 def _regret(rank: StepRank, setting: Setting, batch: StepBatch) -> dict[str, Any]:
     tokens = whole(Encoder(rank.model, CHUNK, rank.world.axis, rank.phases), batch.videos)
     rank.phases.take_both()
-    return asdict(measure_regret(rank, setting, batch, tokens, rank.config.regret_repeats))
+    found = asdict(measure_regret(rank, setting, batch, tokens, rank.config.regret_repeats))
+    if rank.world.rank == 0:
+        told = ", ".join(f"{value:.3f} ({clock}, best {found['best'][clock]})" for clock, value in found["regret"].items())
+        say(f"frames {', '.join(map(str, found['frames']))}: chosen {found['chosen']}, regret {told}")
+    return found

@@ -29,7 +29,6 @@ Context = Any
 """Of an autograd.Function."""
 Layers = Mapping[int, tuple[Tensor, Tensor]]
 """Keys and values of each layer."""
-_KEYS_TAG, _GRADIENTS_TAG = 1, 2
 
 
 class RingAttention:
@@ -103,7 +102,7 @@ class _Ring(torch.autograd.Function):
                 whole.add_piece_(piece, passing, dq, d_passing)
             if arriving is not None:
                 d_passing += arriving.wait()
-            arriving = _pass_on(d_passing, plan.num_passing[source - 1], axis, _GRADIENTS_TAG)
+            arriving = _pass_gradients_on(d_passing, plan.num_passing[source - 1], axis)
         assert arriving is not None
         homes = [part.new_zeros(part.shape, dtype=lse.dtype) for part in (prompt_k, prompt_v)] if ctx.apart else [dk, dv]
         _add_home_(homes[0], homes[1], arriving.wait(), plan)
@@ -182,7 +181,7 @@ def _around(own: Tensor, plan: RingPlan, axis: Axis) -> Iterator[tuple[int, Tens
     buffer = own
     for step in range(axis.size):
         source = (plan.rank - step) % axis.size
-        arriving = _pass_on(buffer, plan.num_passing[source - 1], axis, _KEYS_TAG) if step < axis.size - 1 else None
+        arriving = _pass_on(buffer, plan.num_passing[source - 1], axis) if step < axis.size - 1 else None
         yield source, buffer
         if arriving is not None:
             buffer = arriving.wait()
@@ -193,19 +192,29 @@ class _Passing:
     sent: Tensor
     """Held until it is gone."""
     received: Tensor
-    works: list[dist.Work]
+    work: dist.Work | None
 
     def wait(self) -> Tensor:
-        for work in self.works:
-            work.wait()
+        if self.work is not None:
+            self.work.wait()
         return self.received
 
 
-def _pass_on(buffer: Tensor, num_arriving: int, axis: Axis, tag: int) -> _Passing:
-    """Start sending to the next rank of the ring, and receiving from the one before. A ring of one keeps what it has."""
+def _pass_on(buffer: Tensor, num_arriving: int, axis: Axis) -> _Passing:
+    """Start sending to the next rank of the ring, and receiving from the one before. A ring of one keeps what it has.
+
+    An all-to-all in which every rank has something for one other alone. On NCCL that is the same send and receive; gloo's own send and
+    receive keep a thread spinning on one rank for as long as the other computes, which takes a CPU rank's core from it.
+    """
     if axis.group is None:
-        return _Passing(buffer, buffer, [])
+        return _Passing(buffer, buffer, None)
     received = buffer.new_empty(2, max(1, num_arriving), *buffer.shape[2:])
-    after, before = axis.ranks[(axis.rank + 1) % axis.size], axis.ranks[axis.rank - 1]
-    moves = [dist.P2POp(dist.isend, buffer, after, axis.group, tag), dist.P2POp(dist.irecv, received, before, axis.group, tag)]
-    return _Passing(buffer, received, dist.batch_isend_irecv(moves))
+    sends, receives = [0] * axis.size, [0] * axis.size
+    sends[(axis.rank + 1) % axis.size], receives[axis.rank - 1] = buffer.numel(), received.numel()
+    work = dist.all_to_all_single(received.view(-1), buffer.view(-1), receives, sends, group=axis.group, async_op=True)
+    return _Passing(buffer, received, work)
+
+
+def _pass_gradients_on(buffer: Tensor, num_arriving: int, axis: Axis) -> _Passing:
+    """The same for the gradients of keys and values, one step behind them."""
+    return _pass_on(buffer, num_arriving, axis)

@@ -130,7 +130,7 @@ def rl_config(out: Path, seed: int, steps: int) -> RlConfig:
         video=VIDEO,
         prompt=PROMPT,
         data=rows(out, "rl"),
-        optimizer=OptimizerConfig(lr=4e-5, warmup_steps=5, schedule="constant", betas=(0.9, 0.98)),
+        optimizer=OptimizerConfig(lr=6e-5, warmup_steps=5, schedule="constant", betas=(0.9, 0.98)),
         steps=steps,
         prompts_per_step=16,
         rollout=RolloutConfig(num_takes=8, max_new_tokens=MAX_NEW_TOKENS, max_rows=128),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from longtake.errors import ConfigError
-from longtake.world.descriptions import STRAY_WORDS, focused, focused_description, reading, walked, with_stray_words
+from longtake.world.descriptions import LAST, STRAY_WORDS, focused, focused_description, reading, walked, with_stray_words
 from longtake.world.questions import CATEGORIES, LETTERS, describe, happening, make_rows, trace, what_happens
 from longtake.world.render import render_frame
 from longtake.world.story import PURPOSES, Event, Story, holders_at_end, make_story, purpose_of
@@ -236,7 +236,7 @@ def test_lists_are_walked_to_each_name():
     rng = np.random.default_rng(0)
     counts = set()
     for story in STORIES[:100]:
-        text, said = walked(story, rng)
+        text, said = walked(story, rng, LAST.lists)
         head, *lines = text.split("\n")
         before, *names = head.split(": ")
         listed = dict(line.split(". ", 1) for line in lines)

@@ -30,7 +30,7 @@ from longtake.training.optimizer import Optimizer, build_optimizer
 from longtake.training.sft_loss import sft_loss
 from longtake.training.trainable import choose_trainable, training_mode
 from longtake.types import Example, Prompt
-from longtake.world.descriptions import INSTRUCTION, LABELS, WORDS, focused_description, reading
+from longtake.world.descriptions import INSTRUCTION, LABELS, LAST, WORDS, focused_description, reading
 from longtake.world.story import Story, make_story
 from longtake.world.write import rows_of, story_of, write_world
 
@@ -43,8 +43,6 @@ ALONE = 100
 MICRO_BATCH_TOKENS = 2048
 FILMED_SHARE = 0.6
 """Of each batch of the last phase; the rest is read."""
-RECALLED_SHARE = 0.5
-"""Of what is read with a focus in the last phase. Measured: from the start of reading on, it keeps the rest from being learned."""
 
 
 def run(config: TinyConfig) -> None:
@@ -162,7 +160,7 @@ def learn_to_focus(config: TinyConfig, model: Model, clips: list[Clip], tests: l
             count = round(config.batch_size * FILMED_SHARE)
             chosen = [int(index) for index in rng.choice(len(clips), count, replace=len(clips) < count)]
             seen = [example_of(clips[index].story, *focused_description(clips[index].story, rng)) for index in chosen]
-            read = [example_of(stories[0], *reading(stories, rng, recalled=RECALLED_SHARE)) for _ in range(config.batch_size - count)]
+            read = [example_of(stories[0], *reading(stories, rng, mixture=LAST)) for _ in range(config.batch_size - count)]
             with training_mode(model):
                 prompts = [ask(model, example, tokens[index]) for example, index in zip(seen, chosen, strict=True)]
                 loss = learn(model, optimizer, [*prompts, *(ask(model, example, None) for example in read)], [*seen, *read])

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -34,10 +35,27 @@ INSTRUCTION = "Describe the video."
 LABELS = tuple(string.ascii_uppercase)
 WHOLE_SHARE = 0.15
 READING = ("copy", "focus", "walk")
-READING_SHARES = (0.1, 0.55, 0.35)
 FOCUS = ("after", "where", "ends", "trace")
 FOCUS_SHARES = (0.3, 0.3, 0.1, 0.3)
 """In the order of FOCUS: the ends are the easiest."""
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """What is read."""
+
+    shares: tuple[float, float, float]
+    """In the order of READING."""
+    lists: tuple[str, str, str, str]
+    """Of each one equally often: `places`, `purposes` (which share words, so that they are the hardest to tell apart) or `phrases`."""
+    recalled: float
+    """Share of the texts with a focus in which the log is said once more first, so that what is found stands in one's own words."""
+
+
+FIRST = Mixture((0.1, 0.55, 0.35), ("places", "places", "purposes", "phrases"), recalled=0.0)
+"""To learn to read. Measured: a log said once more keeps the rest from being learned."""
+LAST = Mixture((0.05, 0.45, 0.5), ("places", "purposes", "purposes", "phrases"), recalled=0.5)
+"""Beside the last phase's descriptions."""
 STRAY_WORDS = ("Which", "place", "came", "right", "the", "Why", "did", "want", "Where", "does", "story")
 MAX_STRAY_WORDS = 4
 WORDS = (
@@ -77,21 +95,18 @@ def focused_description(story: Story, rng: np.random.Generator) -> tuple[str, st
     return f"{INSTRUCTION} {with_stray_words(focus, rng)}", f"{describe(story)} {said}"
 
 
-def reading(stories: Sequence[Story], rng: np.random.Generator, kind: str | None = None, recalled: float = 0.0) -> tuple[str, str]:
-    """(text, what is to be said of it), no video; of a random kind when none is given.
-
-    In a share `recalled` of the texts with a focus the log is said once more first, so that what is found stands in one's own words.
-    """
-    kind = kind or str(rng.choice(READING, p=READING_SHARES))
+def reading(stories: Sequence[Story], rng: np.random.Generator, kind: str | None = None, mixture: Mixture = FIRST) -> tuple[str, str]:
+    """(text, what is to be said of it), no video; of a random kind when none is given."""
+    kind = kind or str(rng.choice(READING, p=mixture.shares))
     if kind == "copy":
         words = " ".join(str(word) for word in rng.choice(WORDS, int(rng.integers(*COPY_LENGTHS))))
         return words, words
     story = stories[int(rng.integers(len(stories)))]
     if kind == "walk":
-        return walked(story, rng)
+        return walked(story, rng, mixture.lists)
     focus, said = focused(story, rng, None if kind == "focus" else kind)
     log, words = describe(story), with_stray_words(focus, rng)
-    if kind == "focus" and rng.random() < recalled:
+    if kind == "focus" and rng.random() < mixture.recalled:
         return f"{log} {INSTRUCTION} {words}", f"{log} {said}"
     return f"{log} {words}", said
 
@@ -122,13 +137,13 @@ def with_stray_words(focus: str, rng: np.random.Generator) -> str:
     return " ".join(words)
 
 
-def walked(story: Story, rng: np.random.Generator) -> tuple[str, str]:
+def walked(story: Story, rng: np.random.Generator, lists: Sequence[str]) -> tuple[str, str]:
     """Names and a labelled list that holds them, sometimes behind other text, which is copied first.
 
     For every name the list is walked as far as the name, whose label is said last. With several names in the text only the one just said
     tells where to stop.
     """
-    options = list_of(story, int(rng.integers(*LIST_LENGTHS)), rng)
+    options = list_of(story, int(rng.integers(*LIST_LENGTHS)), rng, lists)
     labels = list(LETTERS) if rng.random() < 0.25 else [str(label) for label in rng.permutation(LABELS)]
     options = options[: len(labels)]
     wanted = rng.permutation(len(options))[: int(rng.integers(1, MAX_NAMES + 1))]
@@ -146,12 +161,12 @@ def text_before(story: Story, rng: np.random.Generator) -> str:
     return f"{describe(story)} {words}" if kind == 0 else words if kind == 1 else ""
 
 
-def list_of(story: Story, count: int, rng: np.random.Generator) -> list[str]:
+def list_of(story: Story, count: int, rng: np.random.Generator, lists: Sequence[str]) -> list[str]:
     """Different places, purposes or random phrases."""
-    kind = int(rng.integers(4))
-    if kind < 2:
+    kind = lists[int(rng.integers(len(lists)))]
+    if kind == "places":
         return [str(place) for place in rng.permutation(PLACES)[:count]]
-    if kind == 2:
+    if kind == "purposes":
         return [str(purpose) for purpose in rng.permutation(sorted(purposes(str(rng.choice(story.cast))).values()))[:count]]
     phrases = {" ".join(str(word) for word in rng.choice(WORDS, int(rng.integers(1, 4)))) for _ in range(2 * count)}
     return [str(phrase) for phrase in rng.permutation(sorted(phrases))[:count]]

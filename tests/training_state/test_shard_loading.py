@@ -181,8 +181,8 @@ def memory(name: str) -> int:
 
 
 def test_no_process_ever_holds_the_whole_model(tmp_path: Path) -> None:
-    """Two processes, fresh ones: measured 0.66 to 0.76 of the weights' bytes read shard by shard (their half, and one layer whole twice while it is
-    gathered), 1.04 loaded whole and then cut (the control)."""
+    """Two processes, fresh ones: measured 0.66 to 0.76 of the weights' bytes read shard by shard (their half, and one layer whole twice
+    while it is gathered), 1.04 loaded whole and then cut (the control)."""
     (tmp_path / "small").mkdir()
     random_tiny(tmp_path / "small")
     (tmp_path / "middle").mkdir()

@@ -52,7 +52,7 @@ class Mixture:
     """Share of the texts with a focus in which the log is said once more first, so that what is found stands in one's own words."""
 
 
-FIRST = Mixture((0.1, 0.55, 0.35), ("places", "places", "purposes", "phrases"), recalled=0.0)
+FIRST = Mixture((0.1, 0.45, 0.45), ("places", "purposes", "purposes", "phrases"), recalled=0.0)
 """To learn to read. Measured: a log said once more keeps the rest from being learned."""
 LAST = Mixture((0.05, 0.45, 0.5), ("places", "purposes", "purposes", "phrases"), recalled=0.5)
 """Beside the last phase's descriptions."""

@@ -16,6 +16,8 @@ import pytest
 from longtake.config.stages import EvaluateConfig, RlConfig, SftConfig
 from longtake.evaluation.records import read_records
 from longtake.observe.lines import read_lines
+from longtake.rollout import spread_prefill
+from longtake.rollout.transformers_engine import TransformersEngine
 from longtake.stages import evaluate, rl, sft, training_run
 from longtake.testing.processes import run_processes
 from longtake.testing.training import base_weights, largest_difference, last_weights, metrics_of, write_config
@@ -63,6 +65,23 @@ def test_rl_with_several_processes(rl: MakeRl, base: Path, layout: str, train_vi
         assert one["encode/groups"] == other["encode/groups"]  # the tower saw each video once, whoever saw it
         assert one["policy/entropy"] == pytest.approx(other["policy/entropy"], abs=1e-5)
         assert ("plan/predicted_s" in other) == layout.startswith("planned")
+
+
+@pytest.mark.parametrize("train_vision", [False, True], ids=["frozen", "trained"])
+def test_one_prompt_is_prefilled_by_all(rl: MakeRl, train_vision: bool) -> None:
+    """Fewer prompts than ranks, and long by the standard of this test: the takes of one process, and no rank prefills alone."""
+    changes: dict[str, Any] = {"steps": 3, "prompts_per_step": 1, "model": {"train_vision": train_vision}, "optimizer": {"eps": 1e-4}}
+    alone, several = rl("alone", **changes), rl("several", **changes)
+    _run("rl", alone.model_dump(mode="json"))
+    run_processes(_run_with_short_as_long, 2, several.model_dump(mode="json"), timeout_s=240)
+    assert said(alone) == said(several)
+    assert largest_difference(last_weights(alone.out), last_weights(several.out)) <= 1e-5
+
+
+def _run_with_short_as_long(values: dict[str, Any]) -> None:
+    spread_prefill.MIN_TOKENS = 1
+    del TransformersEngine._prefill
+    _run("rl", values | {"validation": None})
 
 
 def test_it_fails_when_gradients_stay_where_they_are(rl: MakeRl) -> None:

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from torch import Tensor
+
 from longtake.errors import ConfigError
+from longtake.rollout.shared_cache import PromptKv
 from longtake.types import Prompt, Take
 
 
@@ -52,6 +55,8 @@ class RolloutRequest:
     key: int
     """The problem id. With seed, step and take index it selects the random numbers, so equal keys draw equal numbers."""
     prompt: Prompt
+    prefilled: tuple[PromptKv, Tensor] | None = None
+    """Keys and values of the prompt and the logits [1, W] behind it, where several processes have computed them (spread_prefill.py)."""
 
 
 class Engine(Protocol):

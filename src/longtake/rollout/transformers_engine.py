@@ -72,10 +72,10 @@ class TransformersEngine:
         """
         takes: dict[int, list[Take]] = {index: [] for index in range(len(requests))}
         rows_per_prompt = min(params.num_takes, self.max_rows)
-        with _evaluating(self.model.hf):
+        with evaluating(self.model.hf):
             for wave in self._waves(requests, rows_per_prompt):
                 chosen = [requests[index] for index in wave]
-                prompts, logits = self._prefill([request.prompt for request in chosen])
+                prompts, logits = self._prefilled(chosen)
                 for first in range(0, params.num_takes, rows_per_prompt):
                     span = range(first, min(first + rows_per_prompt, params.num_takes))
                     decoded = self._decode(chosen, span, prompts, logits, params)
@@ -87,11 +87,24 @@ class TransformersEngine:
         """Indices of the requests decoded together: like lengths together, within both bounds."""
         lengths = [len(request.prompt.token_ids) for request in requests]
         at_once = max(1, self.max_rows // rows_per_prompt)
-        return [
-            batch[start : start + at_once]
-            for batch in split_by_tokens(lengths, self.max_prompt_tokens)
+        held = [index for index, request in enumerate(requests) if request.prefilled is not None]
+        rest = [index for index in range(len(requests)) if index not in held]
+        waves = [
+            [rest[place] for place in batch[start : start + at_once]]
+            for batch in split_by_tokens([lengths[index] for index in rest], self.max_prompt_tokens)
             for start in range(0, len(batch), at_once)
         ]
+        return [[index] for index in held] + waves
+
+    def _prefilled(self, requests: Sequence[RolloutRequest]) -> tuple[PromptKv, Tensor]:
+        """What `_prefill` returns, computed here or brought along by the one request of the wave."""
+        if requests[0].prefilled is None:
+            prompts, logits = self._prefill([request.prompt for request in requests])
+        else:
+            prompts, logits = requests[0].prefilled
+        self.counters.prompts_prefilled += len(requests)
+        self.counters.prompt_tokens += int(prompts.lengths.sum())
+        return prompts, logits
 
     def _prefill(self, prompts: Sequence[Prompt]) -> tuple[PromptKv, Tensor]:
         """Keys and values of the prompts, each computed once, and the logits [U, W] of their last tokens.
@@ -103,8 +116,6 @@ class TransformersEngine:
         embeds = self.model.embed(batch.token_ids, batch.videos)
         hidden = self.model.decoder(embeds, batch.position_ids, None, cache)
         last = hidden[torch.arange(len(prompts), device=hidden.device), batch.lengths - 1]
-        self.counters.prompts_prefilled += len(prompts)
-        self.counters.prompt_tokens += int(batch.lengths.sum())
         layers = cast(list[DynamicLayer], cache.layers)
         keys, values = [cast(Tensor, layer.keys) for layer in layers], [cast(Tensor, layer.values) for layer in layers]
         return PromptKv(keys, values, batch.lengths), self.model.head(last)
@@ -202,7 +213,7 @@ def _uniforms(requests: Sequence[RolloutRequest], span: range, params: SamplingP
 
 
 @contextmanager
-def _evaluating(module: torch.nn.Module) -> Iterator[None]:
+def evaluating(module: torch.nn.Module) -> Iterator[None]:
     """Eval mode inside, and afterwards each submodule's own flag again (a frozen tower may be in eval mode while the rest trains)."""
     training = [child for child in module.modules() if child.training]
     module.eval()

@@ -16,6 +16,7 @@ from longtake.parallel.fsdp import gathered
 from longtake.parallel.packed import padded_rows
 from longtake.rewards import Rewards
 from longtake.rollout.engine import Engine, RolloutRequest, SamplingParams
+from longtake.rollout.spread_prefill import is_spread, prefill_mesh, spread_prefill
 from longtake.stages.take_records import scored_from_json, scored_to_json
 from longtake.stages.training_run import Asked, TrainingRun
 from longtake.training.reference import Reference
@@ -72,13 +73,25 @@ def answer(run: TrainingRun, config: RlConfig, engine: Engine, rewards: Rewards,
     params = SamplingParams(rollout.num_takes, rollout.temperature, rollout.max_new_tokens, config.seed, run.step)
     own = run.team.share([len(row.prompt.token_ids) for row in asked])[run.team.rank]
     with run.phases("rollout"), gathered(run.model):
-        takes = engine.generate([RolloutRequest(asked[index].position, asked[index].prompt) for index in own], params) if own else []
+        requests = own_requests(run, asked, own)
+        takes = engine.generate(requests, params) if own else []
     with run.phases("reward"):
         scored = {index: (group, rewards.score(asked[index].example, group)) for index, group in zip(own, takes, strict=True)}
     with run.phases("rollout"):  # the ranks wait here for the slowest
         everything = run.team.exchange(scored, scored_to_json, scored_from_json)
     found = [(row, *everything[index]) for index, row in enumerate(asked)]
     return [(Group(row.example, row.prompt, group, score.named, score.total), score.valid) for row, group, score in found]
+
+
+def own_requests(run: TrainingRun, asked: Sequence[Asked], own: Sequence[int]) -> list[RolloutRequest]:
+    """Of the prompts that this rank answers. Where there are fewer long prompts than ranks, all ranks prefill them together."""
+    world, costs = run.team.world, [len(row.prompt.token_ids) for row in asked]
+    prefilled = {}
+    if is_spread([row.prompt for row in asked], world.size):
+        owner = {index: rank for rank, part in enumerate(run.team.share(costs)) for index in part}
+        mesh = prefill_mesh(run.model, world)
+        prefilled = {index: spread_prefill(run.model, row.prompt, owner[index], mesh) for index, row in enumerate(asked)}
+    return [RolloutRequest(asked[index].position, asked[index].prompt, prefilled.get(index)) for index in own]
 
 
 def group_advantages(run: TrainingRun, config: RlConfig, sampled: Sampled, reference: Reference | None) -> list[Tensor]:

@@ -265,7 +265,7 @@ class TinyConfig(Section):
     """Optimizer steps on whole descriptions, vision tower included."""
     copy_steps: int = Field(600, ge=0)
     """Further steps on text alone, which only copy words: what every other kind of reading is built on."""
-    read_steps: int = Field(2000, ge=1)
+    read_steps: int = Field(2400, ge=1)
     """Further steps on every kind of reading: copying words, finding them in a log or a list."""
     focus_steps: int = Field(1200, ge=1)
     """Further steps on descriptions with a focus beside more reading, tower frozen."""

@@ -71,9 +71,10 @@ def answer(run: TrainingRun, config: RlConfig, engine: Engine, rewards: Rewards,
     run.team.heartbeat.beat(f"rollout of step {run.step + 1}")
     rollout = config.rollout
     params = SamplingParams(rollout.num_takes, rollout.temperature, rollout.max_new_tokens, config.seed, run.step)
-    own = run.team.share([len(row.prompt.token_ids) for row in asked])[run.team.rank]
+    shares = run.team.share([len(row.prompt.token_ids) for row in asked])
+    own = shares[run.team.rank]
     with run.phases("rollout"), gathered(run.model):
-        requests = own_requests(run, asked, own)
+        requests = own_requests(run, asked, shares)
         takes = engine.generate(requests, params) if own else []
     with run.phases("reward"):
         scored = {index: (group, rewards.score(asked[index].example, group)) for index, group in zip(own, takes, strict=True)}
@@ -83,15 +84,14 @@ def answer(run: TrainingRun, config: RlConfig, engine: Engine, rewards: Rewards,
     return [(Group(row.example, row.prompt, group, score.named, score.total), score.valid) for row, group, score in found]
 
 
-def own_requests(run: TrainingRun, asked: Sequence[Asked], own: Sequence[int]) -> list[RolloutRequest]:
-    """Of the prompts that this rank answers. Where there are fewer long prompts than ranks, all ranks prefill them together."""
-    world, costs = run.team.world, [len(row.prompt.token_ids) for row in asked]
-    prefilled = {}
+def own_requests(run: TrainingRun, asked: Sequence[Asked], shares: Sequence[Sequence[int]]) -> list[RolloutRequest]:
+    """Of the prompts that this rank answers, `shares[rank]`. Fewer long prompts than ranks are prefilled by all together."""
+    world, prefilled = run.team.world, {}
     if is_spread([row.prompt for row in asked], world.size):
-        owner = {index: rank for rank, part in enumerate(run.team.share(costs)) for index in part}
+        owner = {index: rank for rank, part in enumerate(shares) for index in part}
         mesh = prefill_mesh(run.model, world)
         prefilled = {index: spread_prefill(run.model, row.prompt, owner[index], mesh) for index, row in enumerate(asked)}
-    return [RolloutRequest(asked[index].position, asked[index].prompt, prefilled.get(index)) for index in own]
+    return [RolloutRequest(asked[index].position, asked[index].prompt, prefilled.get(index)) for index in shares[world.rank]]
 
 
 def group_advantages(run: TrainingRun, config: RlConfig, sampled: Sampled, reference: Reference | None) -> list[Tensor]:

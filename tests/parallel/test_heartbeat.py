@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -77,6 +79,34 @@ def test_where_a_thread_is():
     ended.join()
     assert ended.ident is not None
     assert whereabouts(ended.ident, own=0) == (False, "its main thread has ended")
+
+
+def threads_of_groups() -> list[str]:
+    """Names of this process's threads that gloo started."""
+    names = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+    return [name for name in names if "gloo" in name]
+
+
+def join_watch_and_leave():
+    """Counts of gloo's threads while the groups are in use and after they were left, with the collection of garbage off."""
+    gc.disable()
+
+    def run() -> int:
+        with start_world(torch.device("cpu"), timeout_s=60) as world, Heartbeat(world.launch, LIMIT_S, interval_s=0.05) as heartbeat:
+            for step in range(8):
+                heartbeat.beat(f"step {step}")
+                dist.all_reduce(torch.ones(4))
+                time.sleep(0.05)
+            return len(threads_of_groups())
+
+    return run(), len(threads_of_groups())
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads the names of threads from /proc")
+def test_no_group_outlives_the_run():
+    """One that lived until the interpreter ends aborted the process there, once in a few hundred starts."""
+    for during, after in run_processes(join_watch_and_leave, 2):
+        assert during > 0 and after == 0
 
 
 def lose_rank_1(how: str):

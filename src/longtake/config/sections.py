@@ -227,9 +227,25 @@ class OptimizerConfig(Section):
         return self
 
 
+class VllmConfig(Section):
+    """Rollouts by vLLM (rollout.engine = vllm)."""
+
+    kv_cache_gb: float | None = Field(default=None, gt=0)
+    """Memory for keys and values, in 10^9 bytes; None: on a CPU what the longest prompts of a step need, at most a quarter of the free
+    memory; on CUDA what gpu_memory_utilization leaves."""
+    gpu_memory_utilization: float = Field(default=0.4, gt=0, le=1)
+    """CUDA: share of a GPU's memory for the engine, its weights included; the trainer needs the rest."""
+    cuda_graphs: bool = True
+    """CUDA: capture graphs for decoding; faster, but memory and seconds at the start."""
+    check_videos: bool = True
+    """Compare a hash of every video's embeddings as they arrived in the engine with the trainer's."""
+
+
 class RolloutConfig(Section):
     """How takes are sampled. There is no top-p or top-k: the sampler's distribution is the policy's."""
 
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """What samples: the model that is trained itself, or vLLM, which computes the same log-probs up to rounding."""
     num_takes: int = Field(default=8, ge=1)
     """G: takes per prompt."""
     temperature: float = Field(default=1.0, ge=0)
@@ -238,6 +254,8 @@ class RolloutConfig(Section):
     """Longest response; a take that reaches it has finish reason `length`."""
     max_rows: int = Field(default=256, ge=1)
     """Takes decoded together."""
+    vllm: VllmConfig = VllmConfig()
+    """Settings of that engine."""
 
 
 class KlConfig(Section):
@@ -267,6 +285,21 @@ class DynamicSamplingConfig(Section):
     """Rounds of sampling per step at most; what is missing then is missing, and is logged."""
 
 
+class ImportanceConfig(Section):
+    """Importance correction: takes weighted by how much likelier the trainer finds them than what sampled them did."""
+
+    kind: Literal["auto", "off", "truncate", "mask"] = "auto"
+    """auto: truncate with a rollout.engine that is not the trainer's own, else off. off: the surrogate's ratio is to the sampler. truncate:
+    it is to the weights before the step's updates, and the loss is multiplied by the constant min(r, cap), r = trainer / sampler. mask: by
+    r inside low..cap and by 0 outside, where no gradient is taken; such tokens and takes stay in the denominators."""
+    level: Literal["token", "sequence"] = "token"
+    """r of each token, or of a whole take: the product over its tokens."""
+    cap: float = Field(default=2.0, ge=1)
+    """Largest r: what is above is truncated or masked."""
+    low: float = Field(default=0.5, ge=0, le=1)
+    """For mask: smallest r."""
+
+
 class AlgorithmConfig(Section):
     """Advantage estimator and policy loss. Defaults are the paper's GRPO."""
 
@@ -284,6 +317,8 @@ class AlgorithmConfig(Section):
     """Upper bound c of the loss for negative advantages (dual-clip PPO); None: off."""
     std_epsilon: float = Field(default=1e-6, gt=0)
     """Added to the standard deviation."""
+    importance: ImportanceConfig = ImportanceConfig()
+    """Correction of the difference between the sampler's distribution and the trainer's."""
     kl: KlConfig = KlConfig()
     """KL to the reference policy."""
     overlong: OverlongConfig | None = None

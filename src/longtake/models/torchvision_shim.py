@@ -7,6 +7,7 @@ declaring the two operators' schemas (without implementations) is enough. Nothin
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import sys
 from pathlib import Path
@@ -24,7 +25,7 @@ def make_torchvision_importable() -> bool:
 
     Call it before the first import of torchvision (`longtake.models` does). Returns whether anything was declared.
     """
-    if "torchvision" in sys.modules or _extension_loads():
+    if "torchvision" in sys.modules or extension_loads():
         return False
     declared = False
     for name, schema in _SCHEMAS.items():
@@ -34,7 +35,8 @@ def make_torchvision_importable() -> bool:
     return declared
 
 
-def _extension_loads() -> bool:
+@functools.cache
+def extension_loads() -> bool:
     """Whether torchvision's compiled extension loads into this torch (also true when torchvision is absent: not our concern)."""
     spec = importlib.util.find_spec("torchvision")
     if spec is None or spec.origin is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -60,8 +61,23 @@ class RolloutRequest:
 
 
 class Engine(Protocol):
-    """Anything that samples takes: the embedded transformers engine, or a server."""
+    """Anything that samples takes: the embedded transformers engine, vLLM, or a server."""
+
+    takes_prefilled: bool
+    """Whether it goes on from keys and values that several processes have computed (`RolloutRequest.prefilled`)."""
+
+    def at_weights(self) -> AbstractContextManager[None]:
+        """Inside, it samples with the trainer's weights of now. Every rank enters and leaves, whether it has requests or not."""
+        ...
 
     def generate(self, requests: Sequence[RolloutRequest], params: SamplingParams) -> list[tuple[Take, ...]]:
         """One tuple of G takes per request, in the order of the requests."""
+        ...
+
+    def metrics(self) -> dict[str, float]:
+        """Counts since it was made, for the log."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what it holds."""
         ...

@@ -7,7 +7,7 @@ Legend: types.py, shared_cache.py.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -19,6 +19,7 @@ from transformers.cache_utils import DynamicLayer
 
 from longtake.algorithms.logprobs import processed_logits, scoring_temperature
 from longtake.models.family import Model
+from longtake.parallel.fsdp import gathered
 from longtake.rollout.engine import RolloutRequest, SamplingParams
 from longtake.rollout.sampling import greedy_tokens, sample_tokens, take_uniforms
 from longtake.rollout.shared_cache import ATTENTION_NAME, PromptKv, SharedPromptCache
@@ -63,6 +64,18 @@ class TransformersEngine:
     max_rows: int = 256
     max_prompt_tokens: int = 131_072
     counters: RolloutCounters = field(default_factory=RolloutCounters)
+    takes_prefilled = True
+
+    def at_weights(self) -> AbstractContextManager[None]:
+        """Sharded weights are whole inside; there are no others."""
+        return gathered(self.model)
+
+    def metrics(self) -> dict[str, float]:
+        """Nothing beside what the run measures."""
+        return {}
+
+    def close(self) -> None:
+        """It holds nothing of its own."""
 
     @torch.no_grad()
     def generate(self, requests: Sequence[RolloutRequest], params: SamplingParams) -> list[tuple[Take, ...]]:

@@ -1,0 +1,28 @@
+"""What every process of vLLM runs when it starts (entry point `vllm.general_plugins`): its engine and its workers."""
+
+from __future__ import annotations
+
+import importlib
+
+from longtake.models.torchvision_shim import extension_loads, make_torchvision_importable
+
+WEIGHTS_BACKEND = "longtake"
+"""Name of `vllm_worker.BucketWeights` among vLLM's weight transfer engines."""
+ARCHITECTURES = {"Qwen2_5_VLForConditionalGeneration": "vllm.model_executor.models.qwen2_5_vl"}
+"""The families of `longtake.models`, and where vLLM keeps them."""
+
+
+def register() -> None:
+    """Make longtake's needs known to vLLM. May be called several times in a process.
+
+    vLLM looks into the class of a model in a fresh interpreter, which imports torchvision before any plugin. Where that needs the
+    shim, the class is looked into here.
+    """
+    make_torchvision_importable()
+    transfer = importlib.import_module("vllm.distributed.weight_transfer.factory").WeightTransferEngineFactory
+    if WEIGHTS_BACKEND not in transfer._registry:
+        transfer.register_engine(WEIGHTS_BACKEND, "longtake.rollout.vllm_worker", "BucketWeights")
+    if not extension_loads():
+        registry = importlib.import_module("vllm.model_executor.models.registry").ModelRegistry
+        for name, module in ARCHITECTURES.items():
+            registry.register_model(name, getattr(importlib.import_module(module), name))

@@ -1,0 +1,94 @@
+"""A prompt and its sampling as vLLM takes them: token ids with one placeholder per video, embeddings instead of pixels. Needs no vLLM.
+
+vLLM expands every placeholder it finds by the size of the video, so a span that is expanded already would become longer once more: each
+is collapsed here, and the ids that vLLM answers for are compared with ours. Its own keys for videos know embeddings and grid, but not the
+spacing in time that positions depend on: it is given ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from longtake.errors import MismatchError
+from longtake.observe.digest import digest_of
+from longtake.types import Prompt, VideoTokens
+
+SETTINGS = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_USE_V2_MODEL_RUNNER": "0",
+}
+"""vLLM in this process, on the trainer's threads; positions of a long video pass what a checkpoint was trained for."""
+_SEED_BITS = 62
+"""vLLM's seeds are signed 64-bit numbers; the seed of a take is that of its request plus its index."""
+
+
+@dataclass(frozen=True)
+class EngineLimits:
+    """What an engine is made for."""
+
+    max_tokens: int
+    """P + R of the longest row."""
+    max_rows: int
+    """Takes decoded together."""
+    kv_bytes: int | None
+    """For keys and values; None: what vLLM finds (CUDA)."""
+
+
+def collapsed_ids(prompt: Prompt, video_token_id: int) -> list[int]:
+    """The prompt's token ids with each video's placeholders replaced by one."""
+    ids = prompt.token_ids.tolist()
+    collapsed: list[int] = []
+    end = 0
+    for span in prompt.spans:
+        collapsed += [*ids[end : span.start], video_token_id]
+        end = span.stop
+    return collapsed + ids[end:]
+
+
+def video_key(tokens: VideoTokens) -> str:
+    """Name of a video in vLLM's caches: everything that the keys and values of its tokens depend on, weights apart."""
+    return digest_of("vllm video 1", tokens.digest, tokens.grid, tokens.seconds_per_grid)
+
+
+def content_key(embeddings: torch.Tensor, grid: Sequence[int], seconds_per_grid: float) -> str:
+    """Digest of what stands for a video itself, embeddings [V, D]: computed by the trainer and, over what arrived, by the engine."""
+    return digest_of("video content 1", embeddings.detach().cpu(), tuple(map(int, grid)), float(seconds_per_grid))
+
+
+def engine_prompt(prompt: Prompt, video_token_id: int) -> dict[str, Any]:
+    """vLLM's `TokensPrompt`."""
+    given: dict[str, Any] = {"prompt_token_ids": collapsed_ids(prompt, video_token_id)}
+    if prompt.spans:
+        videos = [span.tokens for span in prompt.spans]
+        given["multi_modal_data"] = {
+            "video": {
+                "video_embeds": torch.cat([video.embeddings.detach() for video in videos]),
+                "video_grid_thw": torch.tensor([video.grid for video in videos]),
+                "second_per_grid_ts": torch.tensor([video.seconds_per_grid for video in videos]),
+            }
+        }
+        given["multi_modal_uuids"] = {"video": [video_key(video) for video in videos]}
+    return given
+
+
+def request_seed(seed: int, step: int, key: int) -> int:
+    """Seed of a request; its takes have the numbers from it on. Keyed as the embedded engine's uniforms are."""
+    return int(digest_of("vllm seed 1", seed, step, key), 16) % (1 << _SEED_BITS)
+
+
+def check_prompt_ids(prompt: Prompt, answered: Sequence[int] | None) -> None:
+    """Raises MismatchError when vLLM answered another prompt than ours."""
+    if answered is None or list(answered) != prompt.token_ids.tolist():
+        raise MismatchError(
+            f"vLLM answered a prompt of {len(answered or ())} tokens; ours has {len(prompt.token_ids)} or other ones",
+            rule="the engine sees the tokens that the trainer scores",
+            remedy="report it: the expansion of video placeholders differs in this version of vLLM",
+        )

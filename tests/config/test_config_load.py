@@ -136,6 +136,9 @@ def test_a_field_of_another_section_is_suggested_by_its_last_name() -> None:
         ("rollout.temperature", "0", "greedy takes of a prompt are all alike"),
         ("rollout.num-takes", "1", "at least 2"),
         ("updates-per-step", "17", "at least one group"),
+        ("algorithm.importance.kind", "truncated", "'auto', 'off', 'truncate' or 'mask'"),
+        ("algorithm.importance.cap", "0.5", "greater than or equal to 1"),
+        ("algorithm.importance.low", "1.5", "less than or equal to 1"),
         ("algorithm.overlong.cache-tokens", "4096", "inside the longest response"),
         ("rewards.weights.overlong", "1", "needs algorithm.overlong"),
         ("rewards.weights.brevity", "1", "each must be one of"),
@@ -178,6 +181,25 @@ def test_a_plain_value_error_of_a_validator_is_told_too() -> None:
         load_config(Outer, None, [("inner", '{"low": 3}')])
     with pytest.raises(ConfigError, match=r"^the configuration. Rule: low is out of season"):
         load_config(Inner, None, [])
+
+
+@pytest.mark.parametrize(
+    ("engine", "kind", "decided"),
+    [
+        *[("transformers", "auto", None), ("transformers", "off", None), ("transformers", "mask", "mask")],
+        *[("vllm", "auto", "truncate"), ("vllm", "off", None), ("vllm", "truncate", "truncate"), ("vllm", "mask", "mask")],
+    ],
+)
+def test_the_engine_decides_about_importance_correction(engine: str, kind: str, decided: str | None) -> None:
+    found = rl(("rollout.engine", engine), ("algorithm.importance.kind", kind)).importance
+    assert (None if found is None else (found.kind, found.level, found.cap)) == (None if decided is None else (decided, "token", 2.0))
+
+
+def test_other_fields_of_the_correction_leave_the_decision_to_the_engine() -> None:
+    given = [("algorithm.importance.level", "sequence"), ("algorithm.importance.cap", "5")]
+    assert rl(*given).importance is None
+    found = rl(("rollout.engine", "vllm"), *given).importance
+    assert found is not None and (found.kind, found.level, found.cap, found.low) == ("truncate", "sequence", 5.0, 0.5)
 
 
 def test_world_ranges() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,10 +14,10 @@ from longtake.config.stages import RlConfig
 from longtake.errors import ConfigError, MismatchError, NoSignalError, RowError
 from longtake.models import load_model
 from longtake.observe.lines import read_lines
-from longtake.rollout.transformers_engine import TransformersEngine
 from longtake.stages import rl as stage
 from longtake.stages import training_run
 from longtake.stages.rl_update import shares
+from longtake.testing.samplers import bent_sampler, shifted
 from longtake.testing.training import assert_same_run, base_weights, largest_difference, last_weights, metrics_of
 from longtake.training.checkpoint import CheckpointStore
 
@@ -50,6 +49,9 @@ VARIANTS: dict[str, dict] = {
     "overlong": {"algorithm": {"overlong": {"cache_tokens": 4}}},
     "overlong_masked": {"algorithm": {"overlong": {"cache_tokens": 4, "mask_truncated": True}}, "rollout": {"num_takes": 12}},
     "two_updates": {"updates_per_step": 2},
+    "importance": {"algorithm": {"importance": {"kind": "mask", "level": "sequence"}}},
+    "importance_two_updates": {"updates_per_step": 2, "algorithm": {"importance": {"kind": "truncate"}, "kl": KL}},
+    "importance_vision": {"updates_per_step": 2, "model": {"train_vision": True}, "algorithm": {"importance": {"kind": "truncate"}}},
     "lora": {"model": {"lora": {"rank": 2}}},
     "lora_kl": {"model": {"lora": {"rank": 2}}, "algorithm": {"kl": KL}},
     "train_vision": {"model": {"train_vision": True}},
@@ -84,7 +86,7 @@ def test_every_variant_trains_whatever_the_micro_batches(rl: Make, base: Path, n
         assert largest_difference(together, before) > 1e-3
         tower = [key for key in before if TOWER in key]
         moved = [key for key in tower if not torch.equal(before[key], together[key])]
-        assert bool(moved) == (name == "train_vision")
+        assert bool(moved) == name.endswith("vision")
     check_log(runs[0])
     texts = [[take["text"] for take in read_lines(config.out / "takes.jsonl")] for config in runs]
     assert texts[0] == texts[1]
@@ -188,42 +190,27 @@ def test_silence_ends_the_run_with_everything_saved(rl: Make, rewards: Path, mon
         stage.run(config)
 
 
-def rig_sampler(monkeypatch: pytest.MonkeyPatch, from_step: int, shift: float) -> None:
-    """From a step on the sampler reports log-probs that are off at one token of each take."""
-    honest = TransformersEngine.generate
-
-    def generate(self, requests, params):
-        groups = honest(self, requests, params)
-        if params.step < from_step:
-            return groups
-        bend = lambda lp: torch.cat([lp[:1] + shift, lp[1:]])  # noqa: E731
-        return [tuple(replace(take, sampler_logprobs=bend(take.sampler_logprobs)) for take in group) for group in groups]
-
-    monkeypatch.setattr(TransformersEngine, "generate", generate)
-
-
 @pytest.mark.parametrize("micro_batch_tokens", [1, 100_000])
-def test_a_sampler_that_differs_is_refused(rl: Make, monkeypatch: pytest.MonkeyPatch, micro_batch_tokens: int) -> None:
+def test_a_sampler_that_differs_is_refused(rl: Make, micro_batch_tokens: int) -> None:
     """The checkpoint before survives, no weight of the refused step is kept, and an honest sampler goes on from there."""
     changes = {"steps": 4, "checkpoint": {"every": 1}, "micro_batch_tokens": micro_batch_tokens}
     stage.run(rl("honest", **changes))
-    with monkeypatch.context() as patch:
-        rig_sampler(patch, from_step=2, shift=0.6)
-        with pytest.raises(MismatchError, match=r"differ by 0\.6"):
-            stage.run(rl("rigged", **changes))
+    rigged = bent_sampler(lambda step, key, take: shifted(take, 0.6) if step >= 2 else take)
+    with rigged, pytest.raises(MismatchError, match=r"differ by 0\.6"):
+        stage.run(rl("rigged", **changes))
     found = CheckpointStore(rl("rigged").out).latest()
     assert found is not None and found.step == 2
     stage.run(rl("rigged", **changes))
     assert_same_run(rl("honest").out, rl("rigged").out)
 
 
-def test_the_mean_is_over_the_whole_update(rl: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_mean_is_over_the_whole_update(rl: Make) -> None:
     """One token of each take is off by 0.3, in the mean 0.03 or a little more: under the limit of 0.05 (a tenth of 0.5). A short take by
     itself is over it, and must not be refused for being alone in its micro-batch."""
-    rig_sampler(monkeypatch, from_step=0, shift=0.3)
     outcomes = []
     for tokens in (1, 100_000):
-        stage.run(rl(f"run{tokens}", micro_batch_tokens=tokens, steps=1, rollout={"num_takes": 8}))
+        with bent_sampler(lambda step, key, take: shifted(take, 0.3)):
+            stage.run(rl(f"run{tokens}", micro_batch_tokens=tokens, steps=1, rollout={"num_takes": 8}))
         outcomes.append(metrics_of(rl(f"run{tokens}").out)[0]["mismatch/mean"])
     assert outcomes[0] == pytest.approx(outcomes[1], rel=1e-4) and 0.03 <= outcomes[0] < 0.05
 

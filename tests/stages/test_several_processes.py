@@ -20,6 +20,7 @@ from longtake.rollout import spread_prefill
 from longtake.rollout.transformers_engine import TransformersEngine
 from longtake.stages import evaluate, rl, sft, training_run
 from longtake.testing.processes import run_processes
+from longtake.testing.samplers import bent_sampler, uneven
 from longtake.testing.training import base_weights, largest_difference, last_weights, metrics_of, write_config
 
 MakeRl = Callable[..., RlConfig]
@@ -30,11 +31,11 @@ EVERY = {**LAYOUTS, **LONG}
 CASES = [*LAYOUTS, *(pytest.param(name, marks=pytest.mark.long) for name in LONG)]
 
 
-def run_stage(stage: str, config: Any, layout: str) -> None:
+def run_stage(stage: str, config: Any, layout: str, run: Callable[[str, dict[str, Any]], None] | None = None) -> None:
     processes, ring, ulysses = EVERY[layout]
     values = config.model_dump(mode="json")
     values["parallel"] |= {"ring": ring, "ulysses": ulysses}
-    run_processes(_run, processes, stage, values, timeout_s=240)
+    run_processes(run or _run, processes, stage, values, timeout_s=240)
 
 
 def _run(stage: str, values: dict[str, Any]) -> None:
@@ -65,6 +66,34 @@ def test_rl_with_several_processes(rl: MakeRl, base: Path, layout: str, train_vi
         assert one["encode/groups"] == other["encode/groups"]  # the tower saw each video once, whoever saw it
         assert one["policy/entropy"] == pytest.approx(other["policy/entropy"], abs=1e-5)
         assert ("plan/predicted_s" in other) == layout.startswith("planned")
+
+
+@pytest.mark.parametrize("layout", CASES)
+def test_importance_correction_with_several_processes(rl: MakeRl, base: Path, layout: str) -> None:
+    """A sampler that is off unevenly, two updates a step: the pass before the first is shared out, and reaches whoever trains."""
+    changes: dict[str, Any] = {
+        "steps": 3,
+        "prompts_per_step": 4,
+        "updates_per_step": 2,
+        "algorithm": {"importance": {"kind": "truncate", "level": "sequence", "cap": 1.5}},
+        "max_logprob_difference": 5.0,
+        "optimizer": {"eps": 1e-4},
+    }
+    alone, several = rl("alone", **changes), rl("several", **changes)
+    _run_bent("rl", alone.model_dump(mode="json"))
+    run_stage("rl", several, layout, _run_bent)
+    assert said(alone) == said(several)
+    assert largest_difference(last_weights(alone.out), base_weights(base)) > 1e-3
+    assert largest_difference(last_weights(alone.out), last_weights(several.out)) <= 1e-5
+    for one, other in zip(metrics_of(alone.out), metrics_of(several.out), strict=True):
+        for name in ("policy/importance_weight", "policy/importance_truncated", "policy/importance_ess", "mismatch/mean", "policy/ratio"):
+            assert one[name] == pytest.approx(other[name], abs=1e-5), name
+        assert one["policy/importance_truncated"] > 0.0 and other["seconds/proximal"] > 0.0
+
+
+def _run_bent(stage: str, values: dict[str, Any]) -> None:
+    with bent_sampler(lambda step, key, take: uneven(take)):
+        _run(stage, values)
 
 
 @pytest.mark.parametrize("train_vision", [False, True], ids=["frozen", "trained"])

@@ -61,6 +61,11 @@ RL_CASES: dict[str, dict[str, Any]] = {
     "KL from the reward": {"algorithm": {"kl": {"coefficient": 0.1, "place": "reward"}, "dynamic_sampling": {"max_rounds": 2}}},
     "one prompt, two updates": {"prompts_per_step": 3, "updates_per_step": 2},
     "one prompt": {"prompts_per_step": 1},
+    "importance, three updates": {
+        "updates_per_step": 3,
+        "micro_batch_tokens": 40,
+        "algorithm": {"importance": {"kind": "mask"}},
+    },
 }
 RL_LAYOUTS = {"planned": (2, 1, 1), "Ulysses 2": (2, 1, 2), "ring 2": (2, 2, 1)}
 

@@ -240,6 +240,15 @@ def test_a_key_on_one_side_only_is_a_difference():
         check_same_experiment({"steps_ahead": 1}, {"steps_ahead": 2})
 
 
+def test_a_run_of_before_a_field_came_goes_on_with_its_default():
+    """What older configurations lack did then what its default does now; anything else is another experiment."""
+    now = {"seed": 0, **CONFIG.model_dump(mode="json", include={"rollout": {"engine"}, "algorithm": {"importance"}})}
+    check_same_experiment({"seed": 0}, now)
+    now["algorithm"]["importance"]["kind"] = "mask"
+    with pytest.raises(CheckpointError, match=r"importance\.kind was 'auto', is 'mask'"):
+        check_same_experiment({"seed": 0}, now)
+
+
 def test_kill_9_in_the_middle_of_saves_never_costs_the_run(tmp_path: Path):
     """20 children that do nothing but save, each killed at another moment; see save_and_kill.py."""
     script = Path(__file__).with_name("save_and_kill.py")

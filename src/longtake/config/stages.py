@@ -12,6 +12,7 @@ from longtake.config.sections import (
     CacheConfig,
     CheckpointConfig,
     DataConfig,
+    ImportanceConfig,
     ModelConfig,
     ObserveConfig,
     OptimizerConfig,
@@ -139,7 +140,15 @@ class RlConfig(TrainConfig):
     optimizer: OptimizerConfig = OptimizerConfig(schedule="constant")
     """AdamW and its schedule."""
     max_logprob_difference: float = Field(default=0.5, gt=0)
-    """Largest |sampler - policy| log-prob of one token before the step is refused (mean over the batch: a tenth of it)."""
+    """Largest |sampler - policy| log-prob of one token before the step is refused (mean over the batch: a tenth of it). Takes of
+    older weights are measured, not refused."""
+
+    @property
+    def importance(self) -> ImportanceConfig | None:
+        """The importance correction with its kind decided, truncate or mask; None: there is none."""
+        given = self.algorithm.importance
+        kind = given.kind if given.kind != "auto" else "off" if self.rollout.engine == "transformers" else "truncate"
+        return None if kind == "off" else given.model_copy(update={"kind": kind})
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -46,7 +46,7 @@ def train(config: RlConfig, run: TrainingRun) -> None:
         while not run.finished():
             sampled = sample_groups(run, config, engine, rewards)
             estimates = group_advantages(run, config, sampled, reference)
-            metrics = rollout_metrics(sampled, estimates) | run.failure_metrics(sampled.failures)
+            metrics = rollout_metrics(sampled, estimates, run.model.weights_version) | run.failure_metrics(sampled.failures)
             policy_logprobs: list[Tensor] = []
             if sampled.groups:
                 updated = update(run, config, batches, sampled.groups, sampled.valid, estimates, reference)

@@ -39,6 +39,8 @@ class UpdateGroup:
     """Whether a gradient may be taken from it."""
     first: int
     """Index of its first take among the takes of the step."""
+    proximal: tuple[Tensor, ...] | None = None
+    """[R] of each take: log-probs before the step's first update. None: nobody asks for them, or no update was made since."""
 
     @property
     def responses(self) -> list[Tensor]:
@@ -154,6 +156,13 @@ class Batches:
         shares = self._team.shares_of_data([group.num_tokens for group in groups])
         every = [list(micro_batches(self._config, [groups[index] for index in own], mesh)) for own in shares]
         return list(in_step(every, mesh)) if self._config.parallel.sharded else every[mesh.data_rank]
+
+    def to_score(self, groups: Sequence[UpdateGroup]) -> list[Batch]:
+        """As `of`, for a pass without gradient beside the updates, of which the metrics say nothing."""
+        num_plans = len(self._plans)
+        batches = self.of(groups)
+        del self._plans[num_plans:]
+        return batches
 
     def metrics(self, measured_s: float) -> dict[str, float]:
         """What was chosen for the updates since the last call, and how far the prediction was off."""

@@ -119,8 +119,8 @@ def minus_kl(run: TrainingRun, config: RlConfig, group: Group, valid: Tensor, re
     return subtract_kl(group.total_reward, sampler_lp, ref_lp, mask, config.algorithm.kl).to(group.total_reward)
 
 
-def rollout_metrics(sampled: Sampled, estimates: Sequence[Tensor]) -> dict[str, float]:
-    """What the step sampled: each named reward apart, lengths, stop reasons, uniform groups.
+def rollout_metrics(sampled: Sampled, estimates: Sequence[Tensor], weights_version: int) -> dict[str, float]:
+    """What the step sampled: each named reward apart, lengths, stop reasons, uniform groups, and how far behind `weights_version` it was.
 
     Over ALL takes, those of dropped groups included: a mean over the groups that were kept would say nothing about the policy.
     """
@@ -147,6 +147,7 @@ def rollout_metrics(sampled: Sampled, estimates: Sequence[Tensor]) -> dict[str, 
         "group/uniform": num_uniform / len(groups),
         "rollout/response_tokens": float(lengths.mean()),
         "rollout/response_tokens/max": float(lengths.max()),
+        "rollout/staleness/max": float(max(weights_version - take.weights_version for take in takes)),
         "rollout/truncated": sum(take.finish_reason == "length" for take in takes) / len(takes),
         "tokens/response": float(lengths.sum()),
         "tokens/prompt": float(sum(len(group.prompt.token_ids) for group in groups)),

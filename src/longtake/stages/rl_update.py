@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longtake.algorithms.losses import LossDenominator, Mean, PolicyLoss, add_metrics, policy_loss
+from longtake.algorithms.losses import LossDenominator, Mean, PolicyLoss, add_metrics, metric_values, policy_loss
 from longtake.config.stages import RlConfig
 from longtake.parallel.packed import padded_rows
 from longtake.stages.rl_batches import Batch, Batches, UpdateGroup, has_kl_loss
 from longtake.stages.training_run import TrainingRun
-from longtake.training.packed_policy import ScoredTakes, score_groups
-from longtake.training.policy import LogprobComparison, compare_logprobs
+from longtake.training.packed_policy import ScoredTakes, group_logprobs, score_groups
+from longtake.training.policy import CHECK, LogprobComparison, compare_logprobs
 from longtake.training.reference import Reference
 from longtake.training.trainable import training_mode
-from longtake.types import Group
+from longtake.types import Group, Take
 
 
 @dataclass
@@ -62,8 +62,11 @@ class Updated:
     """The three are means over the updates of the step."""
     grad_norm: float = 0.0
     """The largest of the step."""
-    mismatch: LogprobComparison = field(default_factory=lambda: LogprobComparison(0.0, 0.0, 0.0))
-    """Of the takes of the first update: the later ones have moved away from the sampler for a reason."""
+    mismatch: LogprobComparison | None = None
+    """Of takes that the trainer's present weights sampled: those of the first update, of all updates with importance correction. Without it
+    the later ones have moved away from the sampler for a reason."""
+    stale_mismatch: LogprobComparison | None = None
+    """The same of takes that older weights sampled."""
     entropy_sum: float = 0.0
     num_tokens: int = 0
     seconds: float = 0.0
@@ -86,16 +89,25 @@ def update(
     estimates: list[Tensor],
     reference: Reference | None,
 ) -> Updated:
-    """`updates_per_step` optimizer steps, each on its own share of the groups. Raises MismatchError before the first one."""
+    """`updates_per_step` optimizer steps, each on its own share of the groups. Raises MismatchError before the first one.
+
+    With importance correction the groups of the later updates are scored before the first one.
+    """
     firsts = [sum(len(before.takes) for before in groups[:number]) for number in range(len(groups))]
     all_groups = [
         UpdateGroup(group, tuple(map(float, numbers)), tuple(map(bool, usable)), first)
         for group, numbers, usable, first in zip(groups, estimates, valid, firsts, strict=True)
     ]
     result = Updated(policy_logprobs=[torch.empty(0)] * sum(len(group.takes) for group in groups), lr=run.optimizer.lr)
-    for share in shares(len(groups), config.updates_per_step):
-        one_update(run, config, batches, all_groups[share.start : share.stop], reference, result)
-    num_updates = min(len(groups), config.updates_per_step)
+    first, *later = (all_groups[share.start : share.stop] for share in shares(len(groups), config.updates_per_step))
+    compared = first
+    if config.importance is not None and later:
+        later = with_proximal(run, config, batches, later)
+        compared = [group for part in (first, *later) for group in part]
+    one_update(run, config, batches, first, reference, result, compared)
+    for part in later:
+        one_update(run, config, batches, part, reference, result)
+    num_updates = 1 + len(later)
     result.loss, result.policy_loss, result.kl_loss = (total / num_updates for total in (result.loss, result.policy_loss, result.kl_loss))
     return result
 
@@ -110,15 +122,52 @@ def shares(num_groups: int, num_updates: int) -> list[range]:
     return [range(part * num_groups // count, (part + 1) * num_groups // count) for part in range(count)]
 
 
+def with_proximal(run: TrainingRun, config: RlConfig, batches: Batches, parts: Sequence[list[UpdateGroup]]) -> list[list[UpdateGroup]]:
+    """The groups with their takes' log-probs under the weights of now, on every rank whoever scored them."""
+    run.team.heartbeat.beat(f"log-probs of step {run.step + 1}")
+    own: dict[int, Tensor] = {}
+    with run.phases("proximal"):
+        for batch in batches.to_score([group for part in parts for group in part]):
+            own |= scored_in(run, config, batch)
+        every = run.team.exchange(own, Tensor.tolist, torch.tensor)
+    return [
+        [replace(group, proximal=tuple(every[group.first + index] for index in range(len(group.group.takes)))) for group in part]
+        for part in parts
+    ]
+
+
+def scored_in(run: TrainingRun, config: RlConfig, batch: Batch) -> dict[int, Tensor]:
+    """Log-probs [R] of a batch's takes by their place in the step, from the first rank of a sequence: the others find the same."""
+    found = group_logprobs(
+        run.model,
+        batch.prompts,
+        batch.responses,
+        config.rollout.temperature,
+        max_tokens=batch.max_tokens,
+        mesh=batch.mesh,
+        passes=batch.passes,
+    )
+    places = (group.first + index for group, index in batch.each())
+    return dict(zip(places, found, strict=True)) if batch.mesh.sequence.rank == 0 else {}
+
+
 def one_update(
-    run: TrainingRun, config: RlConfig, batches: Batches, groups: list[UpdateGroup], reference: Reference | None, result: Updated
+    run: TrainingRun,
+    config: RlConfig,
+    batches: Batches,
+    groups: list[UpdateGroup],
+    reference: Reference | None,
+    result: Updated,
+    compared: Sequence[UpdateGroup] = (),
 ) -> None:
-    """One optimizer step; the loss is divided by counts of the whole update, so neither micro-batches nor ranks matter."""
+    """One optimizer step; the loss is divided by counts of the whole update, so neither micro-batches nor ranks matter.
+
+    `compared`, before the first update alone: groups whose log-probs under the weights of now are known, to be held against the sampler's.
+    """
     lengths = [len(response) if usable else 0 for group in groups for response, usable in zip(group.responses, group.valid, strict=True)]
     denominator = LossDenominator.of_lengths(lengths, config.rollout.max_new_tokens)
     run.team.heartbeat.beat(f"update of step {run.step + 1}")
-    is_first = groups[0].first == 0
-    if run.model.train_vision and not is_first:
+    if run.model.train_vision and not compared:
         groups = seen_anew(run, groups)
     found, started = Found(), time.perf_counter()
     for batch in batches.of(groups):
@@ -127,8 +176,8 @@ def one_update(
         for _, part in sorted(run.team.exchange({run.team.rank: found}, Found.to_json, Found.from_json).items()):
             result.add(part)
     result.seconds += time.perf_counter() - started
-    if is_first:
-        result.mismatch = compare(config, groups, result)
+    if compared:
+        result.mismatch, result.stale_mismatch = compare(config, compared, result.policy_logprobs, run.model.weights_version)
     result.grad_norm = max(result.grad_norm, run.apply_gradients())
 
 
@@ -172,7 +221,18 @@ def loss_of(
     gains = torch.tensor([group.advantages[index] for group, index in here], dtype=dtype, device=device)
     usable = torch.tensor([group.valid[index] for group, index in here], device=device)
     mask = scored.mask & usable[:, None]
-    return policy_loss(scored.logprobs, sampler.to(device), gains, mask, config.algorithm, ref_lp, denominator=denominator)
+    proximal = [group.proximal[index] for group, index in here if group.proximal is not None]  # of all of an update's groups, or of none
+    return policy_loss(
+        scored.logprobs,
+        sampler.to(device),
+        gains,
+        mask,
+        config.algorithm,
+        ref_lp,
+        denominator=denominator,
+        importance=config.importance,
+        proximal_lp=padded_rows(proximal)[0].to(device) if proximal else None,
+    )
 
 
 def keep(found: Found, batch: Batch, scored: ScoredTakes, loss: PolicyLoss) -> None:
@@ -189,14 +249,44 @@ def keep(found: Found, batch: Batch, scored: ScoredTakes, loss: PolicyLoss) -> N
         found.logprobs[places[place]] = logprobs[row, mask[row]]
 
 
-def compare(config: RlConfig, groups: Sequence[UpdateGroup], result: Updated) -> LogprobComparison:
-    """Policy against sampler over the whole update, so that micro-batches do not decide. Raises MismatchError; no weight has moved yet."""
-    takes = [take for group in groups for take in group.group.takes]
-    sampler = torch.cat([take.sampler_logprobs for take in takes])
-    policy = torch.cat(result.policy_logprobs[: len(takes)])
-    limit = config.max_logprob_difference
-    everywhere = torch.ones_like(sampler, dtype=torch.bool)
-    return compare_logprobs(sampler, policy, everywhere, max_difference=limit, max_mean_difference=limit / 10)
+def compare(
+    config: RlConfig, groups: Sequence[UpdateGroup], logprobs: Sequence[Tensor], weights_version: int
+) -> tuple[LogprobComparison | None, LogprobComparison | None]:
+    """Policy against sampler over all these groups, so that micro-batches do not decide: (takes of the trainer's `weights_version`, takes
+    of older ones); None where there are none.
+
+    `logprobs`: [R] of each take of the step, for groups that do not bring their own. Raises MismatchError for takes of the present weights
+    alone: older ones differ for a reason. No weight has moved yet.
+    """
+    before = [
+        (take, logprobs[group.first + index] if group.proximal is None else group.proximal[index])
+        for group in groups
+        for index, take in enumerate(group.group.takes)
+    ]
+    current = [(take, policy) for take, policy in before if take.weights_version >= weights_version]
+    stale = [(take, policy) for take, policy in before if take.weights_version < weights_version]
+    limit, remedy = config.max_logprob_difference, what_to_check(config, weights_version)
+    return _compared(current, max_difference=limit, max_mean_difference=limit / 10, remedy=remedy), _compared(stale)
+
+
+def _compared(takes: Sequence[tuple[Take, Tensor]], **limits: Any) -> LogprobComparison | None:
+    if not takes:
+        return None
+    sampler = torch.cat([take.sampler_logprobs for take, _ in takes])
+    policy = torch.cat([policy for _, policy in takes])
+    return compare_logprobs(sampler, policy, torch.ones_like(sampler, dtype=torch.bool), **limits)
+
+
+def what_to_check(config: RlConfig, weights_version: int) -> str:
+    """The remedy for a mismatch. An engine of its own can differ from the trainer in more than the trainer's own can."""
+    engine, rollout, model = config.rollout.engine, config.rollout, config.model
+    if engine == "transformers":
+        return CHECK
+    return (
+        f"the takes come from {engine}, another program: check that it was given the weights of version {weights_version}, as the takes "
+        f"say, and that it has the trainer's temperature ({rollout.temperature:g}), number of frames, positions and spacing of each "
+        f"video, and dtype ({model.dtype}); only then raise max_logprob_difference"
+    )
 
 
 def update_metrics(result: Updated) -> dict[str, float]:
@@ -208,8 +298,12 @@ def update_metrics(result: Updated) -> dict[str, float]:
         "optimizer/lr": result.lr,
         "optimizer/grad_norm": result.grad_norm,
         "policy/entropy": result.entropy_sum / max(1, result.num_tokens),
-        **{f"policy/{name}": value.value() for name, value in result.metrics.items()},
-        "mismatch/mean": result.mismatch.mean,
-        "mismatch/kl": result.mismatch.kl,
-        "mismatch/max": result.mismatch.max,
+        **{f"policy/{name}": value for name, value in metric_values(result.metrics).items()},
+        **mismatch_metrics("", result.mismatch),
+        **mismatch_metrics("stale_", result.stale_mismatch),
     }
+
+
+def mismatch_metrics(prefix: str, found: LogprobComparison | None) -> dict[str, float]:
+    """None where there was nothing to compare."""
+    return {} if found is None else {f"mismatch/{prefix}{name}": getattr(found, name) for name in ("mean", "kl", "max")}

@@ -31,6 +31,7 @@ import torch
 import transformers
 
 import longtake
+from longtake.config.sections import ImportanceConfig
 from longtake.errors import CheckpointError
 from longtake.observe.digest import digest_of, digest_of_each, file_digest
 from longtake.parallel.sharded_tensors import full_state, whole
@@ -56,6 +57,14 @@ MAY_CHANGE = (
 )
 """What a resumed run may set anew: how long it goes on, where and how fast it runs, what it shows. Everything else is the experiment.
 (`steps` under a cosine schedule bends the rest of the curve to the new end.)"""
+
+CAME_LATER: dict[str, Any] = {
+    "data.longest_first": False,
+    "validation.data.longest_first": False,
+    "rollout.engine": "transformers",
+    **{f"algorithm.importance.{name}": value for name, value in ImportanceConfig().model_dump().items()},
+}
+"""Fields that the configurations of older runs do not have, and what those runs did."""
 
 
 @dataclass(frozen=True)
@@ -279,9 +288,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
 def check_same_experiment(before: dict[str, Any], now: dict[str, Any]) -> None:
     """Raise CheckpointError naming every key that differs and changes the maths (see MAY_CHANGE)."""
     old, new = _flatten(before), _flatten(now)
-    for key in ("data.longest_first", "validation.data.longest_first"):  # came later; what was absent was false
+    for key, value in CAME_LATER.items():
         if key in new:
-            old.setdefault(key, False)
+            old.setdefault(key, value)
     keys = sorted(key for key in old.keys() | new.keys() if old.get(key, "(absent)") != new.get(key, "(absent)"))
     keys = [key for key in keys if not any(key == free or key.startswith(free + ".") for free in MAY_CHANGE)]
     if keys:

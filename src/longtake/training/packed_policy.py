@@ -1,6 +1,7 @@
 """Log-probs of takes on packed sequences: every prompt is computed once for all its takes. Legend: types.py.
 
 `score_groups` is what an update calls: it packs, scores and takes the gradient, whole groups at once or one group in chunks.
+`group_logprobs` is the same without gradient.
 """
 
 from __future__ import annotations
@@ -132,6 +133,29 @@ def passes_of(prompts: Sequence[Prompt], responses: Sequence[Sequence[Tensor]], 
     if max_tokens is None or len(prompts) > 1 or not _too_large(prompts[0], responses[0], max_tokens):
         return Passes(num_takes=1)
     return Passes(held=True, num_takes=len(_chunks(prompts[0], responses[0], max_tokens)))
+
+
+@torch.no_grad()
+def group_logprobs(
+    model: Model,
+    prompts: Sequence[Prompt],
+    responses: Sequence[Sequence[Tensor]],
+    temperature: float,
+    *,
+    max_tokens: int | None = None,
+    mesh: SequenceMesh | None = None,
+    passes: Passes | None = None,
+) -> list[Tensor]:
+    """Log-probs alone: [R] on the CPU for each response, group by group, without gradient; packed and split as `score_groups` does."""
+    found = [torch.empty(0)] * sum(map(len, responses))
+
+    def note(scored: ScoredTakes) -> None:
+        logprobs, mask = scored.logprobs.cpu(), scored.mask.cpu()
+        for row, index in enumerate(scored.takes):
+            found[index] = logprobs[row, mask[row]]
+
+    score_groups(model, prompts, responses, temperature, note, max_tokens=max_tokens, mesh=mesh, passes=passes)
+    return found
 
 
 def idle_pass(model: Model, mesh: SequenceMesh | None = None) -> None:

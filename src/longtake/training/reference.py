@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from longtake.models.family import Model
 from longtake.parallel.fsdp import gathered, shard_model
 from longtake.parallel.mesh import SequenceMesh, World
-from longtake.training.packed_policy import Passes, ScoredTakes, score_groups
+from longtake.training.packed_policy import Passes, group_logprobs
 from longtake.training.shard_loading import fill
 from longtake.training.trainable import adapters_off, language_model, lora_layers, vision_tower
 from longtake.types import Prompt
@@ -42,7 +41,6 @@ class Reference:
         """Whole weights inside, so that ranks may ask for unequally many log-probs; every rank enters and leaves."""
         return gathered(self._model)
 
-    @torch.no_grad()
     def logprobs(
         self,
         prompts: Sequence[Prompt],
@@ -53,17 +51,9 @@ class Reference:
         mesh: SequenceMesh | None = None,
         passes: Passes | None = None,
     ) -> list[Tensor]:
-        """float32 [R] on the CPU for each response, group by group, without gradient; packed and split as `score_groups` does."""
-        found = [torch.empty(0)] * sum(map(len, responses))
-
-        def note(scored: ScoredTakes) -> None:
-            logprobs, mask = scored.logprobs.cpu(), scored.mask.cpu()
-            for row, index in enumerate(scored.takes):
-                found[index] = logprobs[row, mask[row]]
-
+        """float32 [R] on the CPU for each response, group by group: `group_logprobs` of the starting weights."""
         with adapters_off(self._adapted) if self._adapted is not None else nullcontext():
-            score_groups(self._model, prompts, responses, temperature, note, max_tokens=max_tokens, mesh=mesh, passes=passes)
-        return found
+            return group_logprobs(self._model, prompts, responses, temperature, max_tokens=max_tokens, mesh=mesh, passes=passes)
 
 
 def _frozen_copy(model: Model) -> Model:

@@ -242,7 +242,7 @@ def test_a_key_on_one_side_only_is_a_difference():
 
 def test_a_run_of_before_a_field_came_goes_on_with_its_default():
     """What older configurations lack did then what its default does now; anything else is another experiment."""
-    now = {"seed": 0, **CONFIG.model_dump(mode="json", include={"rollout": {"engine"}, "algorithm": {"importance"}})}
+    now = {"seed": 0, **CONFIG.model_dump(mode="json", include={"rollout": {"engine", "vllm"}, "algorithm": {"importance"}})}
     check_same_experiment({"seed": 0}, now)
     now["algorithm"]["importance"]["kind"] = "mask"
     with pytest.raises(CheckpointError, match=r"importance\.kind was 'auto', is 'mask'"):

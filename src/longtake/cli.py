@@ -22,6 +22,7 @@ from longtake import __version__
 from longtake.config import benches
 from longtake.config import plan as plans
 from longtake.config import score as scores
+from longtake.config import serve as serves
 from longtake.config import stages as configs
 from longtake.config.describe import FieldDoc, container_of, default_text, list_fields
 from longtake.config.env import rank_label, wants_traceback, world_size
@@ -76,11 +77,13 @@ COMMANDS = (
     Command("score", scores.ScoreConfig, "longtake.stages.score", None, SCORE_ALIASES, many_processes=True),
     Command("plan", plans.PlanConfig, "longtake.stages.plan", None, MODEL_ALIAS | PLAN_ALIASES, many_processes=True),
     Command("export", configs.ExportConfig, "longtake.stages.export", "run"),
+    Command("serve", serves.ServeConfig, "longtake.stages.serve", "model"),
     Command("report", configs.ReportConfig, "longtake.stages.report", "run"),
     Command("bench decode", configs.BenchDecodeConfig, "longtake.stages.bench", None, {"json": "as_json"}),
     Command("bench update", benches.BenchUpdateConfig, "longtake.stages.bench_update", None, {"json": "as_json"}),
     Command("bench memory", benches.BenchMemoryConfig, "longtake.stages.bench_memory", None, {"json": "as_json"}),
     Command("bench encode", benches.BenchEncodeConfig, "longtake.stages.bench_encode", None, {"json": "as_json"}),
+    Command("bench rollout", benches.BenchRolloutConfig, "longtake.stages.bench_rollout", None, {"json": "as_json"}),
     Command("bench step", benches.BenchStepConfig, "longtake.stages.bench_step", None, {"json": "as_json"}),
 )
 

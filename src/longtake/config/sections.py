@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -227,6 +228,12 @@ class OptimizerConfig(Section):
         return self
 
 
+def check_address(name: str, address: str | None) -> None:
+    """An address that a configuration gives. Raises PydanticCustomError."""
+    if address is not None and not re.fullmatch(r"https?://[^/\s:@]+(:[0-9]{1,5})?(/[^\s?#]*)?", address):
+        raise broken(f"{name} = {address!r}", "must be the address of a server", "write e.g. http://127.0.0.1:8000")
+
+
 class VllmConfig(Section):
     """Rollouts by vLLM (rollout.engine = vllm)."""
 
@@ -239,6 +246,18 @@ class VllmConfig(Section):
     """CUDA: capture graphs for decoding; faster, but memory and seconds at the start."""
     check_videos: bool = True
     """Compare a hash of every video's embeddings as they arrived in the engine with the trainer's."""
+    server: str | None = None
+    """Address of a server that samples, such as http://host:8000, started by `longtake serve MODEL --rollouts`; None: the training process
+    itself does."""
+    weights_folder: Path | None = None
+    """With a server: folder on its way to which weights lie for a moment, and which it sees under the same path; None: the run's folder."""
+    timeout_s: float = Field(default=1800.0, gt=0)
+    """With a server: longest wait for one of its answers, the takes of a prompt or a part of the weights."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_address("server", self.server)
+        return self
 
 
 class RolloutConfig(Section):

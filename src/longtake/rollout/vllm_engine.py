@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from vllm import LLM
 from vllm import SamplingParams as VllmParams
 from vllm.sampling_params import RequestOutputKind
@@ -25,18 +26,22 @@ from longtake.config.sections import VllmConfig
 from longtake.errors import MismatchError, RolloutError
 from longtake.models.family import Model
 from longtake.rollout.engine import RolloutRequest, SamplingParams
-from longtake.rollout.vllm_plugin import WEIGHTS_BACKEND
-from longtake.rollout.vllm_prompts import SETTINGS, EngineLimits, check_prompt_ids, content_key, engine_prompt, request_seed
-from longtake.rollout.vllm_worker import BANNED_KEY, BanTokens, Received
+from longtake.rollout.vllm_arguments import sampling_arguments, training_arguments
+from longtake.rollout.vllm_prompts import (
+    SETTINGS,
+    EngineLimits,
+    check_length,
+    check_prompt_ids,
+    content_key,
+    engine_prompt,
+    sampling_fields,
+    take_of,
+)
+from longtake.rollout.vllm_worker import Received
 from longtake.rollout.weights import buckets, language_weights, num_bytes
 from longtake.training.rng import rng_state, set_rng_state
 from longtake.types import Prompt, Take
 
-BLOCK_TOKENS = 32
-"""Tokens per block of keys and values. Only whole blocks are shared between takes, and the CPU's default of 128 would leave short prompts
-unshared."""
-CHUNK_TOKENS = 8192
-"""A longer prompt is prefilled in parts of so many tokens, between which others decode."""
 VLLM_MAY_RAISE = (ValueError, RuntimeError, AssertionError, OSError, MemoryError, KeyError, EngineDeadError, EngineGenerateError)
 """Of its checks, its scheduler, its kernels, its process."""
 
@@ -66,6 +71,7 @@ class VllmEngine:
         self._version: int | None = None
         self._sent: set[str] = set()
         self.received = Received()
+        self._joined = dist.is_initialized()
         with self._own_state():
             self._llm = started(model, folder, limits, setting)
             self._llm.apply_model(self.received.watch)
@@ -83,7 +89,7 @@ class VllmEngine:
     def generate(self, requests: Sequence[RolloutRequest], params: SamplingParams) -> list[tuple[Take, ...]]:
         """G takes per request, in order. Raises RolloutError when vLLM fails, MismatchError when it has answered something else."""
         for request in requests:
-            self._check_length(request.prompt, params)
+            check_length(request.prompt, params, self._limits.max_tokens, "raise rollout.vllm.kv_cache_gb")
         prompts = [engine_prompt(request.prompt, self._model.video_token_id) for request in requests]
         with self._own_state():
             outputs = self._answers(prompts, [self._sampling(request, params) for request in requests])
@@ -102,7 +108,7 @@ class VllmEngine:
 
     def close(self) -> None:
         """Free the engine's memory."""
-        with self._own_state():
+        with self._own_state(), groups_kept() if self._joined else nullcontext():
             self._llm.llm_engine.engine_core.shutdown()
 
     def _count_tokens(self) -> None:
@@ -129,18 +135,7 @@ class VllmEngine:
             ) from error
 
     def _sampling(self, request: RolloutRequest, params: SamplingParams) -> VllmParams:
-        greedy = params.temperature == 0
-        return VllmParams(
-            n=1 if greedy else params.num_takes,
-            temperature=params.temperature,
-            max_tokens=params.max_new_tokens,
-            logprobs=0,
-            seed=None if greedy else request_seed(params.seed, params.step, request.key),
-            stop_token_ids=list(self._model.end_ids),
-            ignore_eos=True,
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
+        return VllmParams(**sampling_fields(request, params, self._model.end_ids), output_kind=RequestOutputKind.FINAL_ONLY)
 
     def _takes(self, output: Any, params: SamplingParams) -> tuple[Take, ...]:
         answers = sorted(output.outputs, key=lambda answer: answer.index)
@@ -149,32 +144,9 @@ class VllmEngine:
         return tuple(takes * params.num_takes if params.temperature == 0 else takes)
 
     def _take(self, token_ids: list[int], answer: Any) -> Take:
-        if answer.finish_reason not in ("stop", "length"):
-            raise RolloutError(
-                f"vLLM ended a take with {answer.finish_reason!r}",
-                rule="a take ends with an end token or at its longest",
-                remedy="start the run again, it resumes at its last checkpoint",
-            )
-        (text,) = self._model.tokenizer.batch_decode([token_ids], skip_special_tokens=True, clean_up_tokenization_spaces=False)
         logprobs = [step[token].logprob for step, token in zip(answer.logprobs, token_ids, strict=True)]
         assert self._version is not None
-        return Take(
-            token_ids=torch.tensor(token_ids, dtype=torch.int64),
-            sampler_logprobs=torch.tensor(logprobs, dtype=torch.float32),
-            finish_reason=answer.finish_reason,
-            text=text,
-            weights_version=self._version,
-        )
-
-    def _check_length(self, prompt: Prompt, params: SamplingParams) -> None:
-        tokens = len(prompt.token_ids) + params.max_new_tokens
-        if tokens > self._limits.max_tokens:
-            raise RolloutError(
-                f"a prompt of {len(prompt.token_ids)} tokens and {params.max_new_tokens} new ones; "
-                f"the engine holds {self._limits.max_tokens}",
-                rule="the keys and values of a whole row fit the engine's memory",
-                remedy="raise rollout.vllm.kv_cache_gb, or take fewer or smaller frames",
-            )
+        return take_of(self._model, token_ids, logprobs, answer.finish_reason, self._version)
 
     def _check_videos(self, prompts: Sequence[Prompt]) -> None:
         """What arrived is what the trainer has, byte for byte; what vLLM took from its caches arrived earlier under the same key."""
@@ -199,12 +171,12 @@ class VllmEngine:
             call("update_weights", args=({"names": list(names), "tensors": list(tensors)},))
             self.counters.weight_bytes += num_bytes(bucket)
         call("finish_weight_update")
-        self._forget()
+        self.forget()
         self.counters.weight_updates += 1
         self.counters.weight_seconds += time.perf_counter() - started_at
 
-    def _forget(self) -> None:
-        """Keys, values and features of the old weights."""
+    def forget(self) -> None:
+        """Keys, values and features of what was asked before."""
         self._llm.reset_prefix_cache()
         self._llm.reset_mm_cache()
         self._llm.llm_engine.reset_encoder_cache()
@@ -224,33 +196,30 @@ class VllmEngine:
             set_rng_state(tensors, numbers)
 
 
+@contextmanager
+def groups_kept() -> Iterator[None]:
+    """Inside, nobody ends torch's process groups: vLLM would, the trainer's among them."""
+    destroy = dist.destroy_process_group
+    dist.destroy_process_group = lambda group=None: None
+    try:
+        yield
+    finally:
+        dist.destroy_process_group = destroy
+
+
 def started(model: Model, folder: Path, limits: EngineLimits, setting: VllmConfig) -> LLM:
     """A vLLM engine without weights yet. Raises RolloutError when vLLM cannot be started with these settings."""
     on_gpu = model.device.type == "cuda"
     try:
+        dtype = str(model.dtype).removeprefix("torch.")
         return LLM(
             model=str(folder),
-            dtype=str(model.dtype).removeprefix("torch."),
             load_format="dummy",
             seed=0,
-            enforce_eager=not (on_gpu and setting.cuda_graphs),
-            max_model_len=limits.max_tokens,
-            max_num_seqs=limits.max_rows,
-            max_num_batched_tokens=max(CHUNK_TOKENS, limits.max_rows),
-            block_size=BLOCK_TOKENS,
-            kv_cache_memory_bytes=limits.kv_bytes,
-            **({"gpu_memory_utilization": setting.gpu_memory_utilization} if on_gpu else {}),
-            enable_prefix_caching=True,
-            enable_mm_embeds=True,
-            skip_mm_profiling=True,
-            limit_mm_per_prompt={"video": 0, "image": 0},
-            mm_processor_cache_gb=0,
-            logprobs_mode="processed_logprobs",
-            logits_processors=[BanTokens],
-            additional_config={BANNED_KEY: model.banned_ids.tolist()},
-            weight_transfer_config={"backend": WEIGHTS_BACKEND},
-            generation_config="vllm",
             disable_log_stats=True,
+            **sampling_arguments(model.banned_ids.tolist(), limits, dtype=dtype, eager=not (on_gpu and setting.cuda_graphs)),
+            **training_arguments(),
+            **({"gpu_memory_utilization": setting.gpu_memory_utilization} if on_gpu else {}),
         )
     except VLLM_MAY_RAISE as error:
         raise RolloutError(

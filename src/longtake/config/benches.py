@@ -62,6 +62,33 @@ class BenchEncodeConfig(Section):
     """Print the result as JSON on stdout; on the command line `--json`."""
 
 
+class BenchRolloutConfig(Section):
+    """`longtake bench rollout`: tokens per second and prefills per group, each engine, embeddings against pixels."""
+
+    prompts: int = Field(default=4, ge=1)
+    """Prompts of a batch, one video each."""
+    frames: int = Field(default=256, ge=2, multiple_of=2)
+    """Frames of each video."""
+    height: int = Field(default=112, ge=28, multiple_of=28)
+    """Pixels."""
+    width: int = Field(default=112, ge=28, multiple_of=28)
+    """Pixels."""
+    response: int = Field(default=64, ge=1)
+    """R: tokens of each take."""
+    groups: tuple[int, ...] = Field(default=(1, 4, 8, 16), min_length=1)
+    """G: takes of each prompt; a line for each number."""
+    max_rows: int = Field(default=256, ge=1)
+    """Takes decoded together."""
+    repeats: int = Field(default=5, ge=1)
+    """Rounds; each measures all sides, medians are reported."""
+    num_threads: int | None = Field(default=None, ge=1)
+    """CPU threads; None: torch's default."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to measure."""
+    as_json: bool = False
+    """Print the result as JSON on stdout; on the command line `--json`."""
+
+
 class BenchStepConfig(Section):
     """`longtake bench step`: a whole RL step at Qwen2.5-VL-7B's proportions of cost: two baselines, fixed layout, planned."""
 

@@ -273,6 +273,9 @@ class RolloutConfig(Section):
     """Longest response; a take that reaches it has finish reason `length`."""
     max_rows: int = Field(default=256, ge=1)
     """Takes decoded together."""
+    staleness: Literal[0, 1] = 0
+    """rl: 1 samples the next batch before this one's update, by weights one update old, as where sampling and training go on at the same
+    time; the importance correction is then on by default. A resumed run samples its first batch anew, with newer weights."""
     vllm: VllmConfig = VllmConfig()
     """Settings of that engine."""
 
@@ -308,9 +311,10 @@ class ImportanceConfig(Section):
     """Importance correction: takes weighted by how much likelier the trainer finds them than what sampled them did."""
 
     kind: Literal["auto", "off", "truncate", "mask"] = "auto"
-    """auto: truncate with a rollout.engine that is not the trainer's own, else off. off: the surrogate's ratio is to the sampler. truncate:
-    it is to the weights before the step's updates, and the loss is multiplied by the constant min(r, cap), r = trainer / sampler. mask: by
-    r inside low..cap and by 0 outside, where no gradient is taken; such tokens and takes stay in the denominators."""
+    """auto: truncate with a rollout.engine that is not the trainer's own or with rollout.staleness, else off. off: the surrogate's ratio is
+    to the sampler. truncate: it is to the weights before the step's updates, and the loss is multiplied by the constant min(r, cap), r =
+    trainer / sampler. mask: by r inside low..cap and by 0 outside, where no gradient is taken; such tokens and takes stay in the
+    denominators."""
     level: Literal["token", "sequence"] = "token"
     """r of each token, or of a whole take: the product over its tokens."""
     cap: float = Field(default=2.0, ge=1)

@@ -145,10 +145,17 @@ class RlConfig(TrainConfig):
     older weights are measured, not refused."""
 
     @property
+    def engine_setting(self) -> RolloutConfig:
+        """What an engine is made for that answers the validation's rows too."""
+        longest = max(self.rollout.max_new_tokens, self.validation.max_new_tokens if self.validation else 1)
+        return self.rollout.model_copy(update={"max_new_tokens": longest})
+
+    @property
     def importance(self) -> ImportanceConfig | None:
         """The importance correction with its kind decided, truncate or mask; None: there is none."""
         given = self.algorithm.importance
-        kind = given.kind if given.kind != "auto" else "off" if self.rollout.engine == "transformers" else "truncate"
+        is_exact = self.rollout.engine == "transformers" and self.rollout.staleness == 0
+        kind = given.kind if given.kind != "auto" else "off" if is_exact else "truncate"
         return None if kind == "off" else given.model_copy(update={"kind": kind})
 
     @model_validator(mode="after")
@@ -172,6 +179,12 @@ class RlConfig(TrainConfig):
             )
         if overlong is None and self.rewards.weights.get("overlong"):
             raise broken("rewards.weights.overlong", "needs algorithm.overlong", "set algorithm.overlong.cache_tokens")
+        if self.model.train_vision and rollout.staleness > 0:
+            raise broken(
+                f"rollout.staleness = {rollout.staleness} with model.train_vision",
+                "a batch's videos are encoded once, before it is sampled; the update that comes between would move the tower",
+                "set rollout.staleness = 0, or train the language model alone",
+            )
         if self.model.train_vision and self.algorithm.kl.coefficient > 0:
             raise broken(
                 f"algorithm.kl.coefficient = {self.algorithm.kl.coefficient} with model.train_vision",

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
-from longtake.config.sections import PromptConfig
+from longtake.config.sections import PromptConfig, VideoConfig
 from longtake.errors import PromptTooLongError, RowError
 from longtake.models.family import Message, Model
 from longtake.observe.digest import digest_of
 from longtake.types import Example, Prompt, VideoSpan, VideoTokens
 
+TEMPLATE_TOKENS = 256
+"""More than a chat template puts around a question, its own system message included."""
 FORMAT_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
@@ -36,6 +40,16 @@ def render_prompt(example: Example, tokens: VideoTokens | None, model: Model, co
     ids = torch.tensor(token_ids, dtype=torch.int64)
     digest = digest_of("prompt 1", ids, position_ids, [video.digest for video in videos])
     return Prompt(ids, position_ids, spans, next_position, digest)
+
+
+def longest_prompt(examples: Sequence[Example], model: Model, video: VideoConfig, config: PromptConfig) -> int:
+    """No prompt of these examples has more tokens: found without opening a video or asking the tokenizer, so a bound from above."""
+    pixels = video.max_pixels_per_frame or max(model.max_pixels_per_frame, video.min_pixels_per_frame)
+    of_video = -(-video.max_frames // model.temporal_patch) * max(1, pixels // model.patch_multiple**2)
+    if video.max_video_tokens is not None:
+        of_video = min(of_video, video.max_video_tokens)
+    of_text = max((len(user_text(example, config).encode()) for example in examples), default=0)  # a token is at least a byte
+    return min(config.max_prompt_tokens, of_video + of_text + len((config.system or "").encode()) + TEMPLATE_TOKENS)
 
 
 def user_text(example: Example, config: PromptConfig) -> str:

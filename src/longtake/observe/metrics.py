@@ -53,6 +53,8 @@ METRICS = (
     Metric("video/*", "sum", "videos served since this process started, so not after a resume", reproducible=False),
     Metric("cache/*", "sum", "embedding cache since this process started: hits, misses, refused, damaged, bytes", reproducible=False),
     Metric("encode/*", "sum", "work of the vision tower since this process started: `encode/groups`, temporal groups", reproducible=False),
+    Metric("engine/*_seconds", "max", "weights on their way to the rollout engine, since this process started", reproducible=False),
+    Metric("engine/*", "sum", "prompts, tokens, weight updates and bytes since this process started", reproducible=False),
     Metric("plan/*", "mean", "layout of the updates, and predicted against measured seconds and bytes", reproducible=False),
     Metric("accuracy/*", "mean", "accuracy on training rows"),
     Metric("validation/*", "mean", "accuracy, format rate and loss on the fixed validation rows"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from functools import partial
 
 import torch
@@ -15,6 +16,7 @@ from rich.table import Table
 from longtake.config.meta import run_meta
 from longtake.config.stages import EvaluateConfig
 from longtake.data.embedding_cache import EmbeddingCache, digest_index
+from longtake.data.render import longest_prompt
 from longtake.data.rows import read_examples
 from longtake.data.videos import VideoSource
 from longtake.errors import ConfigError
@@ -23,11 +25,14 @@ from longtake.evaluation.score import Item, evaluate_examples, evaluate_letters
 from longtake.evaluation.summary import Share, Summary, summarise
 from longtake.models import load_model
 from longtake.models.family import Model
+from longtake.models.loading import model_folder
 from longtake.observe.progress import Progress
 from longtake.observe.timing import Phases
-from longtake.rollout.transformers_engine import TransformersEngine
+from longtake.rollout.engine import Engine
+from longtake.rollout.engines import make_engine
 from longtake.stages.shared_evaluation import share_evaluation
 from longtake.stages.team import Team, joined
+from longtake.types import Example
 
 BLIND = 0
 """Number of frames written into the records of an evaluation without video."""
@@ -57,10 +62,14 @@ def evaluate(config: EvaluateConfig, team: Team) -> Summary:
     cache = EmbeddingCache(config.cache)
     frames = sorted(set(config.frames) or {config.video.max_frames}) if config.data.with_video else [BLIND]
     records: list[AnswerRecord] = []
-    with Progress(f"evaluate {config.out.name}", total=len(frames) * len(items) // team.world.size) as progress:
+    video = config.video.model_copy(update={"max_frames": max(*frames, config.video.max_frames)})
+    longest = longest_prompt([item for item in items if isinstance(item, Example)], model, video, config.prompt)
+    engine = make_engine(model, model_folder(config.model), config.rollout, longest, config.rollout.max_rows)
+    total = len(frames) * len(items) // team.world.size
+    with closing(engine), engine.at_weights(), Progress(f"evaluate {config.out.name}", total=total) as progress:
         for count in frames:
             team.heartbeat.beat(f"{count} frames")
-            answer = partial(evaluate_at, config, model, count, phases, progress, cache)
+            answer = partial(evaluate_at, config, model, engine, count, phases, progress, cache)
             records += share_evaluation(team, items, answer)
     summary = summarise(records)
     if not team.is_first:
@@ -75,7 +84,14 @@ def evaluate(config: EvaluateConfig, team: Team) -> Summary:
 
 
 def evaluate_at(
-    config: EvaluateConfig, model: Model, frames: int, phases: Phases, progress: Progress, cache: EmbeddingCache, items: Sequence[Item]
+    config: EvaluateConfig,
+    model: Model,
+    engine: Engine,
+    frames: int,
+    phases: Phases,
+    progress: Progress,
+    cache: EmbeddingCache,
+    items: Sequence[Item],
 ) -> list[AnswerRecord]:
     """These rows at one number of frames."""
     video = config.video.model_copy(update={"max_frames": frames}) if frames != BLIND else config.video
@@ -94,7 +110,7 @@ def evaluate_at(
         )
     return evaluate_examples(
         model,
-        TransformersEngine(model, config.rollout.max_rows),
+        engine,
         source,
         items,
         frames=frames,

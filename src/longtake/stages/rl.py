@@ -8,12 +8,14 @@ from typing import Any
 from torch import Tensor
 
 from longtake.config.stages import RlConfig
-from longtake.errors import ConfigError, NoSignalError
+from longtake.data.render import longest_prompt
+from longtake.errors import ConfigError, MismatchError, NoSignalError
+from longtake.models.loading import model_folder
 from longtake.observe.progress import say
 from longtake.rewards import Rewards
-from longtake.rollout.transformers_engine import TransformersEngine
+from longtake.rollout.engines import make_engine
 from longtake.stages.rl_batches import Batches
-from longtake.stages.rl_rollout import Sampled, group_advantages, rollout_metrics, sample_groups
+from longtake.stages.rl_rollout import Sampled, Sampling, group_advantages, rollout_metrics
 from longtake.stages.rl_update import update, update_metrics
 from longtake.stages.team import joined
 from longtake.stages.training_run import TrainingRun
@@ -38,13 +40,17 @@ def train(config: RlConfig, run: TrainingRun) -> None:
     """The loop."""
     reference = Reference(run.model) if config.algorithm.kl.coefficient > 0 else None  # of the starting weights: before any resume
     rewards = Rewards(config.rewards, config.rollout.max_new_tokens, config.algorithm.overlong)
-    engine = TransformersEngine(run.model, config.rollout.max_rows)
+    sampling = Sampling(run, config, rewards)
+    num_own = -(-config.prompts_per_step // run.team.world.size)  # prompts of a step that a process answers
     batches = Batches(config, run.team, run.model.device, run.model.dtype)
     run.start(config.steps, config.updates_per_step, reference)
+    longest = longest_prompt([*run.examples, *run.validation_examples], run.model, config.video, config.prompt)
+    run.engine = make_engine(run.model, model_folder(config.model), config.engine_setting, longest, num_own)
     with run, run.lines("takes.jsonl") as takes_log:
         run.begin()
         while not run.finished():
-            sampled = sample_groups(run, config, engine, rewards)
+            sampled = sampling.batch()
+            refuse_stale(run, config, sampled)
             estimates = group_advantages(run, config, sampled, reference)
             metrics = rollout_metrics(sampled, estimates, run.model.weights_version) | run.failure_metrics(sampled.failures)
             policy_logprobs: list[Tensor] = []
@@ -68,6 +74,17 @@ def refuse_dropout(config: RlConfig) -> None:
             f"model.lora.dropout = {config.model.lora.dropout} in RL",
             rule="the policy that is updated is the one that sampled, and sampling has no dropout",
             remedy="set model.lora.dropout = 0",
+        )
+
+
+def refuse_stale(run: TrainingRun, config: RlConfig, sampled: Sampled) -> None:
+    """Raises MismatchError when a take was sampled by older weights than rollout.staleness allows."""
+    versions = {take.weights_version for group in sampled.groups for take in group.takes}
+    if versions and min(versions) < run.model.weights_version - config.rollout.staleness:
+        raise MismatchError(
+            f"takes of weights {min(versions)} at weights {run.model.weights_version}",
+            rule=f"takes are at most rollout.staleness = {config.rollout.staleness} updates old",
+            remedy=f"the engine ({config.rollout.engine}) was not given the new weights; report it",
         )
 
 

@@ -12,10 +12,9 @@ from torch import Tensor
 from longtake.algorithms.advantages import advantages, is_uniform
 from longtake.algorithms.kl import subtract_kl
 from longtake.config.stages import RlConfig
-from longtake.parallel.fsdp import gathered
 from longtake.parallel.packed import padded_rows
 from longtake.rewards import Rewards
-from longtake.rollout.engine import Engine, RolloutRequest, SamplingParams
+from longtake.rollout.engine import RolloutRequest, SamplingParams
 from longtake.rollout.spread_prefill import is_spread, prefill_mesh, spread_prefill
 from longtake.stages.take_records import scored_from_json, scored_to_json
 from longtake.stages.training_run import Asked, TrainingRun
@@ -41,9 +40,30 @@ class Sampled:
     """[G] per group: the KL taken from the rewards, weighted; empty unless kl.place is reward."""
 
 
-def sample_groups(run: TrainingRun, config: RlConfig, engine: Engine, rewards: Rewards) -> Sampled:
-    """One round of prompts; with dynamic sampling up to max_rounds, until enough groups have something to compare."""
-    sampled = Sampled(position=run.position)
+class Sampling:
+    """The batches of a run, in the order of the data."""
+
+    def __init__(self, run: TrainingRun, config: RlConfig, rewards: Rewards) -> None:
+        self._run, self._config, self._rewards = run, config, rewards
+        self._ahead: Sampled | None = None
+
+    def batch(self) -> Sampled:
+        """That of this step. With rollout.staleness 1 it was sampled in the step before, and the next one is sampled now, with the weights
+        that this step's update has not yet moved; a run that has just started or resumed has none yet and samples both."""
+        run = self._run
+        this = self._ahead or self._sample(run.position, run.step)
+        has_next = self._config.rollout.staleness > 0 and run.step + 1 < run.total_steps
+        self._ahead = self._sample(this.position, run.step + 1) if has_next else None
+        return this
+
+    def _sample(self, position: int, step: int) -> Sampled:
+        return sample_groups(self._run, self._config, self._rewards, position, step)
+
+
+def sample_groups(run: TrainingRun, config: RlConfig, rewards: Rewards, position: int, step: int) -> Sampled:
+    """One round of prompts from data position `position`; with dynamic sampling up to max_rounds, until enough groups have something to
+    compare. `step` selects the random numbers."""
+    sampled = Sampled(position=position)
     dynamic = config.algorithm.dynamic_sampling
     for round_number in range(1, (dynamic.max_rounds if dynamic else 1) + 1):
         sampled.rounds = round_number
@@ -51,7 +71,7 @@ def sample_groups(run: TrainingRun, config: RlConfig, engine: Engine, rewards: R
         asked, failures = run.ask(sampled.position, wanted)
         sampled.position += wanted
         sampled.failures += failures
-        for group, valid in answer(run, config, engine, rewards, asked):
+        for group, valid in answer(run, config, rewards, asked, step):
             if dynamic and is_uniform(group.total_reward, valid):
                 sampled.dropped.append(group)
             else:
@@ -62,7 +82,7 @@ def sample_groups(run: TrainingRun, config: RlConfig, engine: Engine, rewards: R
     return sampled
 
 
-def answer(run: TrainingRun, config: RlConfig, engine: Engine, rewards: Rewards, asked: Sequence[Asked]) -> list[tuple[Group, Tensor]]:
+def answer(run: TrainingRun, config: RlConfig, rewards: Rewards, asked: Sequence[Asked], step: int) -> list[tuple[Group, Tensor]]:
     """G takes per prompt, scored; each rank answers some of the prompts, the longest first to the rank with the least.
 
     Random numbers are drawn by data position, not by problem id: a row that comes twice in a step (a small set, a second round of
@@ -70,12 +90,12 @@ def answer(run: TrainingRun, config: RlConfig, engine: Engine, rewards: Rewards,
     """
     run.team.heartbeat.beat(f"rollout of step {run.step + 1}")
     rollout = config.rollout
-    params = SamplingParams(rollout.num_takes, rollout.temperature, rollout.max_new_tokens, config.seed, run.step)
+    params = SamplingParams(rollout.num_takes, rollout.temperature, rollout.max_new_tokens, config.seed, step)
     shares = run.team.share([len(row.prompt.token_ids) for row in asked])
     own = shares[run.team.rank]
-    with run.phases("rollout"), gathered(run.model):
+    with run.phases("rollout"), run.engine.at_weights():
         requests = own_requests(run, asked, shares)
-        takes = engine.generate(requests, params) if own else []
+        takes = run.engine.generate(requests, params) if own else []
     with run.phases("reward"):
         scored = {index: (group, rewards.score(asked[index].example, group)) for index, group in zip(own, takes, strict=True)}
     with run.phases("rollout"):  # the ranks wait here for the slowest
@@ -85,9 +105,10 @@ def answer(run: TrainingRun, config: RlConfig, engine: Engine, rewards: Rewards,
 
 
 def own_requests(run: TrainingRun, asked: Sequence[Asked], shares: Sequence[Sequence[int]]) -> list[RolloutRequest]:
-    """Of the prompts that this rank answers, `shares[rank]`. Fewer long prompts than ranks are prefilled by all together."""
+    """Of the prompts that this rank answers, `shares[rank]`. Fewer long prompts than ranks are prefilled by all together, where the engine
+    can go on from there."""
     world, prefilled = run.team.world, {}
-    if is_spread([row.prompt for row in asked], world.size):
+    if run.engine.takes_prefilled and is_spread([row.prompt for row in asked], world.size):
         owner = {index: rank for rank, part in enumerate(shares) for index in part}
         mesh = prefill_mesh(run.model, world)
         prefilled = {index: spread_prefill(run.model, row.prompt, owner[index], mesh) for index, row in enumerate(asked)}

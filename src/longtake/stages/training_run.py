@@ -16,7 +16,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
@@ -48,6 +48,7 @@ from longtake.parallel.balance import longest_first
 from longtake.parallel.collectives import reduce_metrics
 from longtake.parallel.fsdp import gathered, shard_model
 from longtake.parallel.gradients import sum_gradients
+from longtake.rollout.engine import Engine
 from longtake.rollout.transformers_engine import TransformersEngine
 from longtake.stages.shared_evaluation import share_evaluation
 from longtake.stages.team import Nowhere, RollCall, Team
@@ -123,6 +124,8 @@ class TrainingRun:
         num_first = config.prompts_per_step if isinstance(config, RlConfig) else config.batch_size
         self.front = longest_rows(team, self.model, self.source, self.examples, num_first) if config.data.longest_first else ()
         self.validation_source = VideoSource(self.model, config.video, Phases(), cache)
+        self.engine: Engine = TransformersEngine(self.model, config.validation.max_rows if config.validation else 1)
+        """Answers what is asked; RL puts the one of its configuration in this place."""
         self.store = CheckpointStore(config.out, config.checkpoint.keep_last)
         self.stop = StopFlag()
         self.step = self.position = self.total_steps = 0
@@ -208,6 +211,10 @@ class TrainingRun:
     def _rows_digest(self) -> str:
         return digest_of(*((example.problem_id, example.question, example.answer) for example in self.examples))
 
+    @property
+    def validation_examples(self) -> list[Example]:
+        return [item for item in self.validation if isinstance(item, Example)]
+
     def __enter__(self) -> Self:
         self.stop.__enter__()
         self.started = time.monotonic()
@@ -216,6 +223,7 @@ class TrainingRun:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.source.close(wait=error is None)
+        self.engine.close()
         self.progress.__exit__(kind, error, trace)
         self.metrics.close()
         self.stop.__exit__(kind, error, trace)
@@ -334,7 +342,7 @@ class TrainingRun:
 
     def _own_costs(self) -> dict[str, float]:
         seconds = {f"seconds/{name}": value for name, value in self.phases.take().items()}
-        return seconds | memory_metrics() | self.source.metrics()
+        return seconds | memory_metrics() | self.source.metrics() | self.engine.metrics()
 
     def save_if_new(self) -> None:
         """Before leaving, on every rank: a lost step is never the price of it. None leaves before all have saved."""
@@ -392,7 +400,8 @@ class TrainingRun:
         self.team.heartbeat.beat(f"validation of step {self.step}")
         self.model.tower_digest()  # the name of updated weights is settled before they are gathered
         try:
-            with self.phases("validation"), gathered(self.model, with_tower=self.model.train_vision):
+            whole = gathered(self.model, with_tower=True) if self.model.train_vision else nullcontext()
+            with self.phases("validation"), whole, self.engine.at_weights():
                 summary = summarise(share_evaluation(self.team, self.validation, self._validate_share))
         except VALIDATION_MAY_RAISE as error:
             say(f"{self.kind}: validation at step {self.step} failed and is skipped: {type(error).__name__}: {error}", style="yellow")
@@ -410,7 +419,7 @@ class TrainingRun:
         assert setting is not None
         return evaluate_examples(
             self.model,
-            TransformersEngine(self.model, setting.max_rows),
+            self.engine,
             self.validation_source,
             items,
             frames=self.config.video.max_frames,

@@ -62,6 +62,7 @@ CAME_LATER: dict[str, Any] = {
     "data.longest_first": False,
     "validation.data.longest_first": False,
     "rollout.engine": "transformers",
+    "rollout.staleness": 0,
     **{f"algorithm.importance.{name}": value for name, value in ImportanceConfig().model_dump().items()},
 }
 """Fields that the configurations of older runs do not have, and what those runs did."""

@@ -140,9 +140,16 @@ class RlConfig(TrainConfig):
     """Named rewards and their weights."""
     optimizer: OptimizerConfig = OptimizerConfig(schedule="constant")
     """AdamW and its schedule."""
-    max_logprob_difference: float = Field(default=0.5, gt=0)
+    max_logprob_difference: float | None = Field(default=None, gt=0)
     """Largest |sampler - policy| log-prob of one token before the step is refused (mean over the batch: a tenth of it). Takes of
-    older weights are measured, not refused."""
+    older weights are measured, not refused. None: 0.02 in float32, 0.5 in bfloat16."""
+
+    @property
+    def logprob_limit(self) -> float:
+        """`max_logprob_difference` decided."""
+        if self.max_logprob_difference is not None:
+            return self.max_logprob_difference
+        return 0.02 if self.model.dtype == "float32" else 0.5
 
     @property
     def engine_setting(self) -> RolloutConfig:

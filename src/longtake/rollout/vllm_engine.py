@@ -36,6 +36,7 @@ from longtake.rollout.vllm_prompts import (
     engine_prompt,
     sampling_fields,
     take_of,
+    video_key,
 )
 from longtake.rollout.vllm_worker import Received
 from longtake.rollout.weights import buckets, language_weights, num_bytes
@@ -151,7 +152,7 @@ class VllmEngine:
     def _check_videos(self, prompts: Sequence[Prompt]) -> None:
         """What arrived is what the trainer has, byte for byte; what vLLM took from its caches arrived earlier under the same key."""
         arrived, self.received.contents = self.received.contents, []
-        videos = {span.tokens.digest: span.tokens for prompt in prompts for span in prompt.spans}
+        videos = {video_key(span.tokens): span.tokens for prompt in prompts for span in prompt.spans}
         ours = {content_key(video.embeddings, video.grid, video.seconds_per_grid) for video in videos.values()} if arrived else set()
         self._sent |= ours
         strange = set(arrived) - self._sent

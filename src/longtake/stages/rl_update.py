@@ -265,7 +265,7 @@ def compare(
     ]
     current = [(take, policy) for take, policy in before if take.weights_version >= weights_version]
     stale = [(take, policy) for take, policy in before if take.weights_version < weights_version]
-    limit, remedy = config.max_logprob_difference, what_to_check(config, weights_version)
+    limit, remedy = config.logprob_limit, what_to_check(config, weights_version)
     return _compared(current, max_difference=limit, max_mean_difference=limit / 10, remedy=remedy), _compared(stale)
 
 

@@ -52,7 +52,7 @@ NAME = re.compile(r"step-(\d{8,})(?:\.(\d+))?")
 
 MAY_CHANGE = (
     *("out", "resume", "max_seconds", "steps", "max_steps", "epochs", "observe", "checkpoint"),
-    *("validation.every", "validation.patience", "num_threads", "micro_batch_size", "micro_batch_tokens"),
+    *("max_logprob_difference", "validation.every", "validation.patience", "num_threads", "micro_batch_size", "micro_batch_tokens"),
     *("rollout.max_rows", "rollout.vllm", "model.device", "model.gradient_checkpointing", "data.max_failed_fraction", "cache", "parallel"),
 )
 """What a resumed run may set anew: how long it goes on, where and how fast it runs, what it shows. Everything else is the experiment.

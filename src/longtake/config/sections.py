@@ -273,7 +273,7 @@ class RolloutConfig(Section):
     """Longest response; a take that reaches it has finish reason `length`."""
     max_rows: int = Field(default=256, ge=1)
     """Takes decoded together."""
-    staleness: Literal[0, 1] = 0
+    staleness: int = Field(default=0, ge=0, le=1)
     """rl: 1 samples the next batch before this one's update, by weights one update old, as where sampling and training go on at the same
     time; the importance correction is then on by default. A resumed run samples its first batch anew, with newer weights."""
     vllm: VllmConfig = VllmConfig()

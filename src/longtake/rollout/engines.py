@@ -45,7 +45,8 @@ def make_engine(
     require_vllm("rollout.engine = vllm")
     if rollout.vllm.server is not None:
         server = VllmHttp(rollout.vllm.server, rollout.vllm.timeout_s)
-        return server_engine(model, server, axis, weights_folder(rollout.vllm.weights_folder, out))
+        to_server = weights_folder(rollout.vllm.weights_folder, out)
+        return server_engine(model, server, axis=axis, folder=to_server, check_videos=rollout.vllm.check_videos)
     limits = engine_limits(model, rollout, max_prompt_tokens, num_prompts)
     with environment(SETTINGS):  # vLLM reads and writes variables when it is imported
         engine = importlib.import_module("longtake.rollout.vllm_engine").VllmEngine
@@ -53,11 +54,13 @@ def make_engine(
     return made
 
 
-def server_engine(model: Model, server: VllmHttp, axis: Axis = ALONE, folder: Path | None = None) -> VllmServerEngine:
+def server_engine(
+    model: Model, server: VllmHttp, *, axis: Axis = ALONE, folder: Path | None = None, check_videos: bool = False
+) -> VllmServerEngine:
     """An engine that asks `server`; with a folder it sends weights there. Raises RolloutError when none answers."""
     with environment(SETTINGS):
         encode = importlib.import_module("longtake.rollout.vllm_wire").encoded_video
-    return VllmServerEngine(model, server, encode, axis, folder)
+    return VllmServerEngine(model, server, encode, axis=axis, folder=folder, check_videos=check_videos)
 
 
 def weights_folder(given: Path | None, out: Path | None) -> Path:

@@ -23,6 +23,7 @@ CHUNK_TOKENS = 8192
 BANNED_KEY = "longtake_banned_ids"
 """In the engine's `additional_config`: token ids that no request may sample."""
 BAN_TOKENS = "longtake.rollout.vllm_worker:BanTokens"
+WATCHED_WORKER = "longtake.rollout.vllm_worker.WatchedWorker"
 SERVER_SETTINGS = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",

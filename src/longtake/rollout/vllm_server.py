@@ -27,7 +27,7 @@ from longtake.parallel.collectives import gather_texts
 from longtake.parallel.mesh import Axis
 from longtake.rollout.engine import RolloutRequest, SamplingParams
 from longtake.rollout.vllm_http import VllmHttp
-from longtake.rollout.vllm_prompts import check_length, check_prompt_ids, sampling_fields, take_of, video_key
+from longtake.rollout.vllm_prompts import check_length, check_prompt_ids, content_key, sampling_fields, take_of, video_key
 from longtake.rollout.weights import Bucket, buckets, language_weights, num_bytes
 from longtake.types import Prompt, Take, VideoTokens
 
@@ -52,9 +52,18 @@ class VllmServerEngine:
 
     takes_prefilled = False
 
-    def __init__(self, model: Model, server: VllmHttp, encode: Callable[[VideoTokens], str], axis: Axis, folder: Path | None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        server: VllmHttp,
+        encode: Callable[[VideoTokens], str],
+        *,
+        axis: Axis,
+        folder: Path | None,
+        check_videos: bool,
+    ) -> None:
         """`encode`: vllm_wire.encoded_video. `folder`: for weights on their way, its alone; the server sees it under the same path. None:
-        the server keeps the weights it has.
+        the server keeps the weights it has. `check_videos`: compare a hash of each video as it arrived with that of what was sent.
 
         Raises RolloutError when no server answers.
         """
@@ -67,7 +76,12 @@ class VllmServerEngine:
         self._version: int | None = None
         self._name: str | None = None
         """What the server calls the weights that it was given last; None: its own."""
+        self._check_videos = check_videos
+        self._content_keys: dict[str, str] = {}
+        """Of each video sent, by its name in vLLM's caches."""
         self._remove_files()
+        if check_videos:
+            server.post("/collective_rpc", {"method": "watch_videos"})
 
     @contextmanager
     def at_weights(self) -> Iterator[None]:
@@ -77,12 +91,14 @@ class VllmServerEngine:
         yield
 
     def generate(self, requests: Sequence[RolloutRequest], params: SamplingParams) -> list[tuple[Take, ...]]:
-        """G takes per request, in order. Raises RolloutError when the server fails, MismatchError when it has other weights or answers
-        another prompt."""
+        """G takes per request, in order. Raises RolloutError when the server fails, MismatchError when it has other weights, answers
+        another prompt or was given other videos."""
         for request in requests:
             check_length(request.prompt, params, self._max_tokens, "start the server with a larger --max-tokens")
         self._check_version()
         takes = self._together([partial(self._ask, request, params) for request in requests])
+        if self._check_videos:
+            self._check_arrived({video_key(span.tokens): span.tokens for request in requests for span in request.prompt.spans})
         self.counters.prompts += len(requests)
         different = 1 if params.temperature == 0 else params.num_takes
         self.counters.sampled_tokens += sum(len(take.token_ids) for group in takes for take in group[:different])
@@ -108,8 +124,9 @@ class VllmServerEngine:
                 return [future.result() for future in futures]
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
-                while wait(futures, _LOOK_AGAIN_S).not_done:
+                while not all(future.done() for future in futures):
                     self._server.hang_up()
+                    time.sleep(_LOOK_AGAIN_S)
 
     def _ask(self, request: RolloutRequest, params: SamplingParams) -> tuple[Take, ...]:
         prompt = request.prompt
@@ -144,6 +161,20 @@ class VllmServerEngine:
     def _check_version(self) -> None:
         if self._name is not None and (served := self._server.get("/weight_info")["weight_version"]) != self._name:
             raise self._other_weights(served)
+
+    def _check_arrived(self, videos: dict[str, VideoTokens]) -> None:
+        """Byte for byte; what vLLM took from its caches arrived earlier under the same name."""
+        for key, video in videos.items():
+            if key not in self._content_keys:
+                self._content_keys[key] = content_key(video.embeddings, video.grid, video.seconds_per_grid)
+        ours = [self._content_keys[key] for key in videos]
+        told = self._server.post("/collective_rpc", {"method": "videos_not_seen", "args": [ours]}) if ours else {"results": []}
+        if strange := {content for missing in told["results"] for content in missing}:
+            raise MismatchError(
+                f"{len(strange)} of the {len(ours)} videos of this step never arrived at {self._server.url} as they were sent",
+                rule="the engine's video tokens are the trainer's",
+                remedy="report it, with the versions of vLLM and torch on both sides",
+            )
 
     def _other_weights(self, served: str) -> MismatchError:
         return MismatchError(

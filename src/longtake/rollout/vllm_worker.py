@@ -128,3 +128,19 @@ class Received:
         sizes = [size * len(embeddings) // sum(merged) for size in merged]
         for part, grid, spacing in zip(embeddings.split(sizes), grids, spacings, strict=True):
             self.contents.append(content_key(part, grid, spacing))
+
+
+class WatchedWorker:
+    """Methods that a server's workers get (`worker_extension_cls`), for calls by their names. Each worker is given all videos."""
+
+    def watch_videos(self) -> None:
+        """Note every video from now on. May be called again, by each process of a trainer."""
+        if not hasattr(self, "longtake_received"):
+            self.longtake_received, self.longtake_arrived = Received(), set[str]()
+            self.longtake_received.watch(self.get_model())  # type: ignore[attr-defined]  # of the worker that this is mixed into
+
+    def videos_not_seen(self, contents: list[str]) -> list[str]:
+        """Of these (vllm_prompts.content_key) what has never arrived."""
+        self.longtake_arrived.update(self.longtake_received.contents)
+        self.longtake_received.contents.clear()
+        return sorted(set(contents) - self.longtake_arrived)

@@ -28,6 +28,7 @@ from longtake.rollout.engines import bytes_per_token
 from longtake.rollout.vllm_arguments import (
     SERVER_SETTINGS,
     TRAINING_SETTINGS,
+    WATCHED_WORKER,
     as_options,
     require_vllm,
     sampling_arguments,
@@ -63,7 +64,7 @@ def serve_command(config: ServeConfig) -> list[str]:
         "port": config.port,
         "enable_scale_out": True,
         **sampling_arguments(model.banned_ids.tolist(), limits_of(config, model), dtype=config.dtype, eager=eager),
-        **(training_arguments() if config.rollouts else {}),
+        **(training_arguments() | {"worker_extension_cls": WATCHED_WORKER} if config.rollouts else {}),
         **({"gpu_memory_utilization": config.gpu_memory_utilization, "tensor_parallel_size": config.num_gpus} if on_gpu else {}),
     }
     return [*program(), "serve", str(model_folder(setting).resolve()), *as_options(arguments)]

@@ -26,8 +26,6 @@ class HardwareConfig(Section):
     """Memory of a node; None: that of this machine."""
     reserve: float = Field(default=0.1, ge=0, lt=1)
     """Share of the memory that is left free, for fragmentation and what libraries take."""
-    sharded: bool = False
-    """Weights, gradients and moments split over all processes (FSDP); false: every process holds them whole."""
 
 
 class PlanConfig(RlConfig):

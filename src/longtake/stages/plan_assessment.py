@@ -126,7 +126,7 @@ def longest_rows(config: PlanConfig, rows: Sequence[SampledRow]) -> list[Sampled
 
 def setting_of(config: PlanConfig, costs: ModelCosts, cluster: Cluster, rates: DeviceRates) -> Setting:
     uses_reference = config.algorithm.kl.coefficient > 0
-    training = training_costs_of(config.model, costs, reference_passes=uses_reference, sharded=config.hardware.sharded)
+    training = training_costs_of(config.model, costs, reference_passes=uses_reference, sharded=config.parallel.sharded)
     return Setting(costs, training, cluster, rates)
 
 

@@ -37,7 +37,7 @@ def remedies(config: PlanConfig, assessment: Assessment, fits: Fits) -> list[Rem
     single = [*_degrees(config, assessment, fits), *(Remedy((change,)) for change in _single(config, assessment, fits))]
     if single:
         return single
-    savings = _savings(config)
+    savings = _savings(config, assessment)
     together = changed_all(config, savings)
     if savings and _fits(fits, together):
         return [Remedy(tuple(savings))]
@@ -45,7 +45,7 @@ def remedies(config: PlanConfig, assessment: Assessment, fits: Fits) -> list[Rem
 
 
 def _single(config: PlanConfig, assessment: Assessment, fits: Fits) -> Iterator[tuple[str, Any]]:
-    for change in _savings(config):
+    for change in _savings(config, assessment):
         if _fits(fits, changed_all(config, [change])):
             yield change
     for key, values in _ladders(config, assessment):
@@ -66,10 +66,14 @@ def _degrees(config: PlanConfig, assessment: Assessment, fits: Fits) -> Iterator
             return
 
 
-def _savings(config: PlanConfig) -> list[tuple[str, Any]]:
+def _savings(config: PlanConfig, assessment: Assessment) -> list[tuple[str, Any]]:
     """What saves memory at the price of time or of freedom in training, the mildest first."""
     model = config.model
-    found: list[tuple[str, Any]] = [] if model.gradient_checkpointing else [("model.gradient_checkpointing", True)]
+    found: list[tuple[str, Any]] = []
+    if assessment.setting.cluster.world_size > 1 and not config.parallel.sharded:
+        found.append(("parallel.sharded", True))
+    if not model.gradient_checkpointing:
+        found.append(("model.gradient_checkpointing", True))
     if model.dtype == "float32":
         found.append(("model.dtype", "bfloat16"))
     if model.lora is None and not model.train_vision:

@@ -22,7 +22,7 @@ from longtake.types import Example
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("dev/*.md")])
-OURS = [ROOT / "README.md", *(ROOT / "docs" / name for name in ("configuration.md", "data.md", "method.md"))]
+OURS = [ROOT / "README.md", *(ROOT / "docs" / name for name in ("configuration.md", "data.md", "method.md", "vllm.md"))]
 KINDS = {"sft": SftConfig, "rl": RlConfig, "evaluate": EvaluateConfig}
 TOMLS = sorted((ROOT / "docs" / "examples").glob("*.toml"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,16 +20,21 @@ import pytest
 import torch
 
 from longtake.config.serve import ServeConfig
-from longtake.errors import ConfigError, MismatchError, RolloutError, StopRequested
-from longtake.parallel.mesh import Axis
+from longtake.errors import ConfigError, MismatchError, OtherRankFailedError, RolloutError, StopRequested
+from longtake.parallel.collectives import gather_texts
+from longtake.parallel.fsdp import shard_model
+from longtake.parallel.mesh import Axis, start_world
+from longtake.rollout import vllm_server
 from longtake.rollout.engine import RolloutRequest, SamplingParams
 from longtake.rollout.engines import weights_folder
 from longtake.rollout.vllm_arguments import as_options
 from longtake.rollout.vllm_http import VllmHttp
 from longtake.rollout.vllm_prompts import video_key
 from longtake.rollout.vllm_server import VllmServerEngine
-from longtake.rollout.weights import language_weights
+from longtake.rollout.weights import buckets, language_weights
 from longtake.stages import serve
+from longtake.testing.models import random_tiny
+from longtake.testing.processes import run_processes
 from longtake.testing.takes import random_prompt
 from longtake.testing.vllm_servers import stand_in
 
@@ -290,3 +297,48 @@ def test_log_probs_are_taken_as_they_were_told(model, server):
     state.takes = lambda body: honest(body) | {"choices": [choice | {"logprobs": scored} for choice in honest(body)["choices"]]}
     ((take, *_),) = engine_for(model, url, None, check_videos=False).generate(requests_of(model), PARAMS)
     assert torch.equal(take.sampler_logprobs, torch.tensor([-0.1, -0.1]))
+
+
+def shared_by_ranks(folder: Path, url: str, sharded: bool):
+    """Two versions of the weights, then an update that the server refuses: on each rank what came back, and the error."""
+    with start_world(torch.device("cpu"), timeout_s=60) as world, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vllm_server, "buckets", partial(buckets, max_bytes=20_000))
+        model = random_tiny(folder, seed=0)
+        if sharded:
+            shard_model(model, world)
+        server = VllmHttp(url, 20)
+        engine = VllmServerEngine(model, server, lambda tokens: "", axis=world.axis, folder=folder / "weights", check_videos=False)
+        versions = []
+        for model.weights_version in (0, 1):
+            with engine.at_weights():
+                (takes,) = engine.generate([RolloutRequest(world.rank, random_prompt(model, 9))], PARAMS)
+                versions += [take.weights_version for take in takes]
+        gather_texts("", world.axis)
+        if world.rank == 0:
+            server.post("/refuse_from_now_on")
+        model.weights_version = 2
+        try:
+            with engine.at_weights():
+                raise AssertionError("the update was refused")
+        except (RolloutError, OtherRankFailedError) as error:
+            return versions, type(error).__name__, str(error), engine.counters.weight_bytes
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_several_ranks_share_a_server_and_the_first_sends(checkpoint_folder, server, tmp_path, sharded):
+    """A refused bucket leaves no rank waiting in the gathering of weights."""
+    state, url = server
+    shutil.copytree(random_tiny(checkpoint_folder).hf.name_or_path, tmp_path / "random_tiny_0")
+
+    def refuse_from_now_on(body):
+        state.faults["/update_weights"] = lambda body: (500, {"error": "full"})
+        return 200, {}
+
+    state.faults["/refuse_from_now_on"] = refuse_from_now_on
+    first, second = run_processes(shared_by_ranks, 2, tmp_path, url, sharded, timeout_s=100)
+    expected = dict(language_weights(random_tiny(checkpoint_folder)))
+    assert sorted(state.names) == sorted([*expected] * 2)
+    assert (first[3], second[3]) == (2 * sum(tensor.nbytes for tensor in expected.values()), 0)
+    assert first[0] == second[0] == [0, 0, 0, 1, 1, 1]
+    assert first[1] == "RolloutError" and "full" in first[2]
+    assert second[1] == "OtherRankFailedError" and "rank 0: " in second[2] and "full" in second[2]

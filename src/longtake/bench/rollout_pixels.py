@@ -22,7 +22,7 @@ class PixelEngine:
 
     def __init__(self, model: Model, folder: Path, limits: EngineLimits, frames: Sequence[Frames]) -> None:
         self._model, self._frames = model, frames
-        arguments = sampling_arguments(model.banned_ids.tolist(), limits, dtype=str(model.dtype).removeprefix("torch."), eager=True)
+        arguments = sampling_arguments(model, limits, dtype=str(model.dtype).removeprefix("torch."), eager=True)
         with environment(SETTINGS):
             self._llm = LLM(
                 model=str(folder),

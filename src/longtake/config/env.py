@@ -80,6 +80,11 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def serves_longtake() -> bool:
+    """Whether this process of vLLM belongs to an engine of ours: LONGTAKE_ENGINE=1, which whoever starts it sets."""
+    return os.environ.get("LONGTAKE_ENGINE", "") == "1"
+
+
 @contextmanager
 def environment(values: Mapping[str, str]) -> Iterator[None]:
     """Other variables inside, for a library that has no other settings and writes some of its own; afterwards all is as it was."""

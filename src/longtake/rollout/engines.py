@@ -85,13 +85,13 @@ def engine_limits(model: Model, rollout: RolloutConfig, max_prompt_tokens: int, 
     per_token = bytes_per_token(model)
     given = rollout.vllm.kv_cache_gb
     if given is None and model.device.type == "cuda":
-        return EngineLimits(longest, rollout.max_rows, None)
+        return EngineLimits.of(model, longest, rollout.max_rows, None)
     if given is None:
         wanted = num_prompts * (max_prompt_tokens + rollout.num_takes * rollout.max_new_tokens) * per_token
         given_bytes = min(wanted, int(psutil.virtual_memory().available * SHARE_OF_FREE_MEMORY))
     else:
         given_bytes = int(given * 1e9)
-    return EngineLimits(min(longest, given_bytes // per_token), rollout.max_rows, given_bytes)
+    return EngineLimits.of(model, min(longest, given_bytes // per_token), rollout.max_rows, given_bytes)
 
 
 def bytes_per_token(model: Model) -> int:

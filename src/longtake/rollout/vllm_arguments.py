@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from longtake.errors import ConfigError
+from longtake.models.family import Model
 from longtake.rollout.vllm_plugin import WEIGHTS_BACKEND
 from longtake.rollout.vllm_prompts import EngineLimits
 
@@ -20,11 +21,14 @@ BLOCK_TOKENS = 32
 unshared."""
 CHUNK_TOKENS = 8192
 """A longer prompt is prefilled in parts of so many tokens, between which others decode."""
+POSITIONS_FACTOR = 4
+"""vLLM's rotary tables reach so many times as far as the checkpoint's own number of positions; beyond them it fails."""
 BANNED_KEY = "longtake_banned_ids"
 """In the engine's `additional_config`: token ids that no request may sample."""
 BAN_TOKENS = "longtake.rollout.vllm_worker:BanTokens"
 WATCHED_WORKER = "longtake.rollout.vllm_worker.WatchedWorker"
 SERVER_SETTINGS = {
+    "LONGTAKE_ENGINE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",
     "VLLM_NO_USAGE_STATS": "1",
@@ -45,21 +49,25 @@ def require_vllm(given: str) -> None:
         )
 
 
-def sampling_arguments(banned_ids: Sequence[int], limits: EngineLimits, *, dtype: str, eager: bool) -> dict[str, Any]:
+def sampling_arguments(model: Model, limits: EngineLimits, *, dtype: str, eager: bool) -> dict[str, Any]:
     """Keyword arguments that every engine of ours has, wherever it runs."""
+    known = int(model.hf.config.get_text_config().max_position_embeddings)
+    reach = max(known, -(-limits.positions // POSITIONS_FACTOR))
     return {
         "dtype": dtype,
         "enforce_eager": eager,
         "max_model_len": limits.max_tokens,
         "max_num_seqs": limits.max_rows,
-        "max_num_batched_tokens": max(CHUNK_TOKENS, limits.max_rows),
+        "max_num_batched_tokens": max(CHUNK_TOKENS if limits.in_parts else limits.max_tokens, limits.max_rows),
+        "enable_chunked_prefill": limits.in_parts,
         "block_size": BLOCK_TOKENS,
         "kv_cache_memory_bytes": limits.kv_bytes,
         "enable_prefix_caching": True,
         "enable_mm_embeds": True,
         "logprobs_mode": "processed_logprobs",
         "logits_processors": [BAN_TOKENS],
-        "additional_config": {BANNED_KEY: list(banned_ids)},
+        "additional_config": {BANNED_KEY: model.banned_ids.tolist()},
+        "hf_overrides": {"text_config": {"max_position_embeddings": reach}},
         "generation_config": "vllm",
     }
 
@@ -79,12 +87,12 @@ def as_options(arguments: Mapping[str, Any]) -> list[str]:
     options: list[str] = []
     for name, value in arguments.items():
         option = f"--{name.replace('_', '-')}"
-        if value is True:
-            options.append(option)
+        if isinstance(value, bool):
+            options.append(option if value else f"--no-{option.removeprefix('--')}")
         elif isinstance(value, Mapping):
             options += [option, json.dumps(value)]
         elif isinstance(value, list):
             options += [option, *map(str, value)]
-        elif value is not None and value is not False:
+        elif value is not None:
             options += [option, str(value)]
     return options

@@ -218,7 +218,7 @@ def started(model: Model, folder: Path, limits: EngineLimits, setting: VllmConfi
             load_format="dummy",
             seed=0,
             disable_log_stats=True,
-            **sampling_arguments(model.banned_ids.tolist(), limits, dtype=dtype, eager=not (on_gpu and setting.cuda_graphs)),
+            **sampling_arguments(model, limits, dtype=dtype, eager=not (on_gpu and setting.cuda_graphs)),
             **training_arguments(),
             **({"gpu_memory_utilization": setting.gpu_memory_utilization} if on_gpu else {}),
         )

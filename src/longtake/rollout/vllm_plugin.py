@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
+from longtake.config.env import serves_longtake
 from longtake.models.torchvision_shim import extension_loads, make_torchvision_importable
 
 WEIGHTS_BACKEND = "longtake"
@@ -22,7 +24,24 @@ def register() -> None:
     transfer = importlib.import_module("vllm.distributed.weight_transfer.factory").WeightTransferEngineFactory
     if WEIGHTS_BACKEND not in transfer._registry:
         transfer.register_engine(WEIGHTS_BACKEND, "longtake.rollout.vllm_worker", "BucketWeights")
+    if serves_longtake():
+        make_room_for_long_videos()
     if not extension_loads():
         registry = importlib.import_module("vllm.model_executor.models.registry").ModelRegistry
         for name, module in ARCHITECTURES.items():
             registry.register_model(name, getattr(importlib.import_module(module), name))
+
+
+def make_room_for_long_videos() -> None:
+    """Without a tower of its own vLLM takes no video that is longer than one pass of prefill; here one may fill the whole context."""
+    kind = importlib.import_module("vllm.config.scheduler").SchedulerConfig
+    plain = kind.__post_init__
+    if plain.__name__ == "with_room":  # done before
+        return
+
+    def with_room(self: Any, max_model_len: int, is_encoder_decoder: bool) -> None:
+        plain(self, max_model_len, is_encoder_decoder)
+        self.max_num_encoder_input_tokens = max(self.max_num_encoder_input_tokens, max_model_len)
+        self.encoder_cache_size = max(self.encoder_cache_size, max_model_len)
+
+    kind.__post_init__ = with_room

@@ -8,6 +8,7 @@ ours.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from longtake.rollout.engine import RolloutRequest, SamplingParams
 from longtake.types import FinishReason, Prompt, Take, VideoTokens
 
 SETTINGS = {
+    "LONGTAKE_ENGINE": "1",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",
@@ -31,6 +33,7 @@ SETTINGS = {
 """vLLM in this process, on the trainer's threads; positions of a long video pass what a checkpoint was trained for."""
 REASONS: dict[str | None, FinishReason] = {"stop": "stop", "length": "length"}
 """vLLM has others for what it breaks off."""
+MAX_VIDEO_SECONDS = 86_400
 _SEED_BITS = 62
 """vLLM's seeds are signed 64-bit numbers; the seed of a take is that of its request plus its index."""
 
@@ -45,6 +48,17 @@ class EngineLimits:
     """Takes decoded together."""
     kv_bytes: int | None
     """For keys and values; None: what vLLM finds (CUDA)."""
+    in_parts: bool
+    """A long prompt is prefilled in several passes. Not on a CPU: there vLLM 0.32 cannot take back the number that it draws at the end of
+    each part for a take with a seed of its own."""
+    positions: int
+    """Rotary tables reach so far."""
+
+    @staticmethod
+    def of(model: Model, max_tokens: int, max_rows: int, kv_bytes: int | None) -> EngineLimits:
+        """For `model` on its device, and a day of video."""
+        of_video = math.ceil(MAX_VIDEO_SECONDS * model.tokens_per_second)
+        return EngineLimits(max_tokens, max_rows, kv_bytes, in_parts=model.device.type == "cuda", positions=max_tokens + of_video)
 
 
 def collapsed_ids(prompt: Prompt, video_token_id: int) -> list[int]:

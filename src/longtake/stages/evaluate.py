@@ -64,7 +64,9 @@ def evaluate(config: EvaluateConfig, team: Team) -> Summary:
     records: list[AnswerRecord] = []
     video = config.video.model_copy(update={"max_frames": max(*frames, config.video.max_frames)})
     longest = longest_prompt([item for item in items if isinstance(item, Example)], model, video, config.prompt)
-    engine = make_engine(model, model_folder(config.model), config.rollout, longest, config.rollout.max_rows)
+    engine = make_engine(
+        model, model_folder(config.model), config.rollout, longest, config.rollout.max_rows, axis=team.axis, out=config.out
+    )
     total = len(frames) * len(items) // team.world.size
     with closing(engine), engine.at_weights(), Progress(f"evaluate {config.out.name}", total=total) as progress:
         for count in frames:

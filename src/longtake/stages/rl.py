@@ -45,7 +45,9 @@ def train(config: RlConfig, run: TrainingRun) -> None:
     batches = Batches(config, run.team, run.model.device, run.model.dtype)
     run.start(config.steps, config.updates_per_step, reference)
     longest = longest_prompt([*run.examples, *run.validation_examples], run.model, config.video, config.prompt)
-    run.engine = make_engine(run.model, model_folder(config.model), config.engine_setting, longest, num_own)
+    run.engine = make_engine(
+        run.model, model_folder(config.model), config.engine_setting, longest, num_own, axis=run.team.axis, out=config.out
+    )
     with run, run.lines("takes.jsonl") as takes_log:
         run.begin()
         while not run.finished():

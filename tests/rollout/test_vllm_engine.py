@@ -251,6 +251,27 @@ def test_a_fault_between_sampler_and_trainer_shows(model, engine, fault):
     assert largest_difference(model, [replace(request, prompt=prompt)], groups, temperature) > 1e-3
 
 
+def test_it_sleeps_between_rollouts_and_wakes_for_them(model, engine, monkeypatch):
+    """The order of calls: room for weights, the weights, room for keys and values; asleep again after, whatever happens. On a CPU vLLM
+    only does as if it slept."""
+    calls: list[str] = []
+    monkeypatch.setattr(engine, "_sleeps", True)
+    monkeypatch.setattr(engine._llm, "sleep", lambda level: calls.append(f"sleep {level}"))
+    monkeypatch.setattr(engine._llm, "wake_up", lambda tags: calls.append(f"wake {tags[0]}"))
+    update = engine._update
+    monkeypatch.setattr(engine, "_update", lambda: (calls.append("update"), update()))
+    requests = requests_of(model)[:2]
+    first = generate(engine, requests)
+    assert calls == ["sleep 2"]
+    second = generate(engine, requests)
+    assert calls[1:] == ["wake weights", "update", "wake kv_cache", "sleep 2"]
+    assert all_tokens(first) == all_tokens(second)
+    with pytest.raises(KeyboardInterrupt), engine.at_weights():
+        raise KeyboardInterrupt
+    assert calls[-1] == "sleep 2"
+    monkeypatch.setattr(engine, "_asleep", False)
+
+
 def test_adapters_are_merged_on_their_way(folder, engine, model):
     """The weights of a model with LoRA reach the engine as W + (alpha / rank) B A: checked by what is sent."""
     from longtake.rollout.weights import language_weights

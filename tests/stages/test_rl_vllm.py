@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from longtake.config.stages import EvaluateConfig, RlConfig
-from longtake.errors import MismatchError, RolloutError
+from longtake.errors import ConfigError, MismatchError, RolloutError
 from longtake.evaluation.records import read_records
 from longtake.observe.lines import read_lines
 from longtake.stages import evaluate, rl
@@ -33,14 +33,15 @@ def run_in(processes: int, config: RlConfig, **parallel: Any) -> None:
     run_processes(run, processes, values, timeout_s=600)
 
 
-def check_same_policy(config: RlConfig, steps: int, processes: int) -> None:
-    lines = metrics_of(config.out)
+def check_same_policy(config: RlConfig, steps: int, engines: int | None) -> None:
+    """`engines`: each is given weights once a step; None: validation has them too."""
+    lines = [line for line in metrics_of(config.out) if line["step"] > 0]
     assert len(lines) == steps
     for step, line in enumerate(lines):
         assert line["mismatch/max"] < 1e-5, line  # the policy's own pass against what vLLM said, float32
         assert line["rollout/staleness/max"] == 0.0
         assert line["policy/importance_weight"] == pytest.approx(1.0, abs=1e-5)
-        assert line["engine/weight_updates"] == processes * (step + 1)
+        assert engines is None or line["engine/weight_updates"] == engines * (step + 1)
 
 
 def test_ten_updates_in_one_process_and_an_engine_that_dies(rl: MakeRl, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,6 +79,28 @@ def test_two_processes_with_an_engine_each(rl: MakeRl, parallel: dict[str, Any])
     check_same_policy(config, 4, 2)
     ids = {line["problem_id"] for line in read_lines(config.out / "takes.jsonl")}
     assert len(ids) > 4
+
+
+def test_one_engine_over_two_processes(rl: MakeRl, rows: Path) -> None:
+    """Tensor parallel: both ask the same, and each prompt, take and validation row counts once. The takes are those of an engine each."""
+    validation = {"data": {"rows": rows}, "every": 2, "num_rows": 5, "max_new_tokens": 6}
+    one = rl("one", steps=4, prompts_per_step=4, rollout=VLLM | {"vllm": {"tensor_parallel": 2}}, validation=validation)
+    run_in(2, one)
+    check_same_policy(one, 4, None)
+    assert [line["engine/prompts"] for line in metrics_of(one.out)] == [5.0, 9.0, 18.0, 22.0, 31.0]  # 4 a step, 5 at 0, 2 and 4
+    each = rl("each", steps=4, prompts_per_step=4, rollout=VLLM, validation=validation)
+    run_in(2, each)
+    assert first_takes(one) == first_takes(each)  # later ones may part where a rounding turns a token
+    assert metrics_of(one.out)[-1]["validation/accuracy"] == metrics_of(each.out)[-1]["validation/accuracy"]
+
+
+def first_takes(config: RlConfig) -> list[tuple[int, list[int]]]:
+    return [(line["problem_id"], line["token_ids"]) for line in read_lines(config.out / "takes.jsonl") if line["step"] == 1]
+
+
+def test_more_processes_to_an_engine_than_there_are_is_refused(rl: MakeRl) -> None:
+    with pytest.raises(ConfigError, match=r"tensor_parallel = 2 in a launch of 1"):
+        run(rl("alone", rollout=VLLM | {"vllm": {"tensor_parallel": 2}}).model_dump(mode="json"))
 
 
 def test_adapters_reach_the_engine(rl: MakeRl) -> None:

@@ -242,6 +242,11 @@ class VllmConfig(Section):
     memory; on CUDA what gpu_memory_utilization leaves."""
     gpu_memory_utilization: float = Field(default=0.4, gt=0, le=1)
     """CUDA: share of a GPU's memory for the engine, its weights included; the trainer needs the rest."""
+    tensor_parallel: int = Field(default=1, ge=1)
+    """Processes of the launch that share one engine, its weights cut over them; divides their number and the query heads. For a model
+    that one GPU does not hold."""
+    sleep: bool = True
+    """CUDA: between rollouts the engine gives back the memory of its weights, keys and values, and the trainer has it."""
     cuda_graphs: bool = True
     """CUDA: capture graphs for decoding; faster, but memory and seconds at the start."""
     check_videos: bool = True

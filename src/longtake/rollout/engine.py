@@ -63,6 +63,8 @@ class RolloutRequest:
 class Engine(Protocol):
     """Anything that samples takes: the embedded transformers engine, vLLM, or a server."""
 
+    ranks_per_engine: int
+    """Ranks that share one engine, in order: they are asked the same, and each is answered all of it."""
     takes_prefilled: bool
     """Whether it goes on from keys and values that several processes have computed (`RolloutRequest.prefilled`)."""
 

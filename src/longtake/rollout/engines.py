@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import uuid
 from pathlib import Path
 
 import psutil
@@ -13,6 +14,7 @@ from longtake.data.prepared_videos import ALONE
 from longtake.errors import ConfigError
 from longtake.models.family import Model
 from longtake.observe.digest import digest_of
+from longtake.parallel.collectives import gather_texts
 from longtake.parallel.mesh import Axis
 from longtake.rollout.engine import Engine
 from longtake.rollout.transformers_engine import TransformersEngine
@@ -47,10 +49,17 @@ def make_engine(
         server = VllmHttp(rollout.vllm.server, rollout.vllm.timeout_s)
         to_server = weights_folder(rollout.vllm.weights_folder, out)
         return server_engine(model, server, axis=axis, folder=to_server, check_videos=rollout.vllm.check_videos)
+    if axis.size % rollout.vllm.tensor_parallel:
+        raise ConfigError(
+            f"rollout.vllm.tensor_parallel = {rollout.vllm.tensor_parallel} in a launch of {axis.size}",
+            rule="the processes that share an engine divide those of the launch",
+            remedy="start as many processes as a multiple of it, or lower it",
+        )
     limits = engine_limits(model, rollout, max_prompt_tokens, num_prompts)
     with environment(SETTINGS):  # vLLM reads and writes variables when it is imported
         engine = importlib.import_module("longtake.rollout.vllm_engine").VllmEngine
-    made: Engine = engine(model, folder, limits, rollout.vllm)
+    launch = gather_texts(uuid.uuid4().hex, axis)[0]
+    made: Engine = engine(model, folder, limits, rollout.vllm, launch)
     return made
 
 

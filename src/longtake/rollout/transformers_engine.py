@@ -64,6 +64,7 @@ class TransformersEngine:
     max_rows: int = 256
     max_prompt_tokens: int = 131_072
     counters: RolloutCounters = field(default_factory=RolloutCounters)
+    ranks_per_engine = 1
     takes_prefilled = True
 
     def at_weights(self) -> AbstractContextManager[None]:

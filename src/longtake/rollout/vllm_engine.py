@@ -20,6 +20,7 @@ from vllm import LLM
 from vllm import SamplingParams as VllmParams
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+from vllm.v1.executor.uniproc_executor import ExecutorWithExternalLauncher
 
 from longtake.config.env import environment
 from longtake.config.sections import VllmConfig
@@ -61,20 +62,25 @@ class EngineCounters:
 
 
 class VllmEngine:
-    """See `Engine`. One per process; `close` frees what it holds."""
+    """See `Engine`. One per process, or one over `tensor_parallel` of them; `close` frees what it holds."""
 
     takes_prefilled = False
 
-    def __init__(self, model: Model, folder: Path, limits: EngineLimits, setting: VllmConfig) -> None:
-        """`folder`: a checkpoint of the same sizes, for its configuration and tokenizer; the weights come from `model`."""
+    def __init__(self, model: Model, folder: Path, limits: EngineLimits, setting: VllmConfig, launch: str = "") -> None:
+        """`folder`: a checkpoint of the same sizes, for its configuration and tokenizer; the weights come from `model`. `launch`: a name
+        that the ranks of one engine have agreed on, and that no other launch on the machine has."""
         self._model, self._limits, self._setting = model, limits, setting
+        self.ranks_per_engine = setting.tensor_parallel
+        self._sleeps = setting.sleep and model.device.type == "cuda"  # on a CPU vLLM does as if it slept
         self.counters = EngineCounters()
         self._version: int | None = None
         self._sent: set[str] = set()
         self.received = Received()
+        self._asleep = False
         self._joined = dist.is_initialized()
         with self._own_state():
-            self._llm = started(model, folder, limits, setting)
+            with named_launch(launch):
+                self._llm = started(model, folder, limits, setting)
             self._llm.apply_model(self.received.watch)
             self._count_tokens()
 
@@ -83,9 +89,27 @@ class VllmEngine:
         """The engine has the trainer's weights inside. Every rank must enter, whether it has requests or not."""
         if self._version != self._model.weights_version:
             with self._own_state():
+                self._wake("weights")
                 self._update()
             self._version = self._model.weights_version
-        yield
+        with self._own_state():
+            self._wake("kv_cache")
+        try:
+            yield
+        finally:
+            self._sleep()
+
+    def _wake(self, what: str) -> None:
+        if self._asleep:
+            self._llm.wake_up(tags=[what])
+        self._asleep = self._asleep and what == "weights"
+
+    def _sleep(self) -> None:
+        """Weights are let go of too: they come anew before the next rollout."""
+        if self._sleeps:
+            with self._own_state():
+                self._llm.sleep(level=2)
+            self._asleep, self._version = True, None
 
     def generate(self, requests: Sequence[RolloutRequest], params: SamplingParams) -> list[tuple[Take, ...]]:
         """G takes per request, in order. Raises RolloutError when vLLM fails, MismatchError when it has answered something else."""
@@ -104,8 +128,9 @@ class VllmEngine:
         return takes
 
     def metrics(self) -> dict[str, float]:
-        """Counters for the log."""
-        return {f"engine/{name}": float(value) for name, value in vars(self.counters).items()}
+        """Counters for the log; of an engine of several ranks the first one's count."""
+        counts = not self._joined or dist.get_rank() % self.ranks_per_engine == 0
+        return {f"engine/{name}": float(value) if counts else 0.0 for name, value in vars(self.counters).items()}
 
     def close(self) -> None:
         """Free the engine's memory."""
@@ -208,6 +233,28 @@ def groups_kept() -> Iterator[None]:
         dist.destroy_process_group = destroy
 
 
+@contextmanager
+def named_launch(name: str) -> Iterator[None]:
+    """Inside, the ranks of an engine meet under this name. On a CPU vLLM calls its shared memory by how ranks meet, which for processes
+    that a launcher started is the same in every launch: two at a time, or one after a crash, would find each other's."""
+    plain = ExecutorWithExternalLauncher._distributed_args
+
+    def named(self: Any) -> tuple[str, int, int]:
+        _, rank, local_rank = plain(self)
+        return f"launch:{name}", rank, local_rank
+
+    ExecutorWithExternalLauncher._distributed_args = named
+    try:
+        yield
+    finally:
+        ExecutorWithExternalLauncher._distributed_args = plain
+
+
+def shared_by(num_ranks: int) -> dict[str, Any]:
+    """Arguments of an engine whose ranks are processes of ours, which all ask it the same."""
+    return {"tensor_parallel_size": num_ranks, "distributed_executor_backend": "external_launcher"}
+
+
 def started(model: Model, folder: Path, limits: EngineLimits, setting: VllmConfig) -> LLM:
     """A vLLM engine without weights yet. Raises RolloutError when vLLM cannot be started with these settings."""
     on_gpu = model.device.type == "cuda"
@@ -220,7 +267,8 @@ def started(model: Model, folder: Path, limits: EngineLimits, setting: VllmConfi
             disable_log_stats=True,
             **sampling_arguments(model, limits, dtype=dtype, eager=not (on_gpu and setting.cuda_graphs)),
             **training_arguments(),
-            **({"gpu_memory_utilization": setting.gpu_memory_utilization} if on_gpu else {}),
+            **({"gpu_memory_utilization": setting.gpu_memory_utilization, "enable_sleep_mode": setting.sleep} if on_gpu else {}),
+            **(shared_by(setting.tensor_parallel) if setting.tensor_parallel > 1 else {}),
         )
     except VLLM_MAY_RAISE as error:
         raise RolloutError(

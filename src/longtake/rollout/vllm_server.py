@@ -50,6 +50,7 @@ class ServerCounters:
 class VllmServerEngine:
     """See `Engine`. Make it on every rank of `axis`; `close` removes what it has written."""
 
+    ranks_per_engine = 1
     takes_prefilled = False
 
     def __init__(

@@ -72,7 +72,7 @@ def evaluate(config: EvaluateConfig, team: Team) -> Summary:
         for count in frames:
             team.heartbeat.beat(f"{count} frames")
             answer = partial(evaluate_at, config, model, engine, count, phases, progress, cache)
-            records += share_evaluation(team, items, answer)
+            records += share_evaluation(team, items, answer, engine.ranks_per_engine)
     summary = summarise(records)
     if not team.is_first:
         return summary

@@ -83,7 +83,7 @@ def sample_groups(run: TrainingRun, config: RlConfig, rewards: Rewards, position
 
 
 def answer(run: TrainingRun, config: RlConfig, rewards: Rewards, asked: Sequence[Asked], step: int) -> list[tuple[Group, Tensor]]:
-    """G takes per prompt, scored; each rank answers some of the prompts, the longest first to the rank with the least.
+    """G takes per prompt, scored; each rank, or engine of several, answers some of the prompts, the longest first to who has the least.
 
     Random numbers are drawn by data position, not by problem id: a row that comes twice in a step (a small set, a second round of
     dynamic sampling) is answered anew.
@@ -91,13 +91,15 @@ def answer(run: TrainingRun, config: RlConfig, rewards: Rewards, asked: Sequence
     run.team.heartbeat.beat(f"rollout of step {run.step + 1}")
     rollout = config.rollout
     params = SamplingParams(rollout.num_takes, rollout.temperature, rollout.max_new_tokens, config.seed, step)
-    shares = run.team.share([len(row.prompt.token_ids) for row in asked])
+    together = run.engine.ranks_per_engine
+    shares = run.team.share([len(row.prompt.token_ids) for row in asked], together)
     own = shares[run.team.rank]
     with run.phases("rollout"), run.engine.at_weights():
         requests = own_requests(run, asked, shares)
         takes = run.engine.generate(requests, params) if own else []
-    with run.phases("reward"):
-        scored = {index: (group, rewards.score(asked[index].example, group)) for index, group in zip(own, takes, strict=True)}
+    with run.phases("reward"):  # by one of the ranks that share an engine
+        mine = zip(own, takes, strict=True) if run.team.rank % together == 0 else ()
+        scored = {index: (group, rewards.score(asked[index].example, group)) for index, group in mine}
     with run.phases("rollout"):  # the ranks wait here for the slowest
         everything = run.team.exchange(scored, scored_to_json, scored_from_json)
     found = [(row, *everything[index]) for index, row in enumerate(asked)]

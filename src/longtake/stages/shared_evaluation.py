@@ -21,21 +21,27 @@ _Records = dict[int, list[dict[str, Any]]]
 """JSON of each rank's records."""
 
 
-def share_evaluation(team: Team, items: Sequence[Item], answer: Callable[[Sequence[Item]], list[AnswerRecord]]) -> list[AnswerRecord]:
+def share_evaluation(
+    team: Team, items: Sequence[Item], answer: Callable[[Sequence[Item]], list[AnswerRecord]], ranks_together: int = 1
+) -> list[AnswerRecord]:
     """`answer(items)`, each rank with its part; `records[i]` belongs to `items[i]`, on every rank.
 
-    Rows about one video go to one rank, which encodes it once. What `answer` raises on some rank is raised on all, so that none waits.
+    Rows about one video go to one rank, which encodes it once; so many ranks in order, that share an engine, get the same rows. What
+    `answer` raises on some rank is raised on all, so that none waits.
     """
     if team.world.size == 1:
         return answer(items)
     items = without_borrowed_ids(items)
     refuse_other_items(team, items)
     refuse_repeated((item.problem_id, 0) for item in items)
-    own = shares(items, team.world.size)[team.rank]
+    everything = shares(items, team.world.size // ranks_together)
+    own = everything[team.rank // ranks_together]
     with _Told(team) as by_rank:
         by_rank[team.rank] = [asdict(one) for one in answer([items[index] for index in own])]
-    everything = shares(items, team.world.size)
-    placed = {index: record for rank, part in enumerate(everything) for index, record in zip(part, by_rank[rank], strict=True)}
+    firsts = range(0, team.world.size, ranks_together)
+    placed = {
+        index: record for rank, part in zip(firsts, everything, strict=True) for index, record in zip(part, by_rank[rank], strict=True)
+    }
     return [AnswerRecord(**{**placed[index], "letters": tuple(placed[index]["letters"])}) for index in range(len(items))]
 
 

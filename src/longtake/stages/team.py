@@ -69,9 +69,10 @@ class Team:
         """Of the ranks that share a sequence, and so have found the same, the one whose numbers count."""
         return self.mesh.sequence.rank == 0
 
-    def share(self, costs: Sequence[float]) -> list[list[int]]:
-        """Items of each rank, loads balanced: indices of `costs`."""
-        return [sorted(part) for part in balanced(costs, self.world.size)]
+    def share(self, costs: Sequence[float], ranks_together: int = 1) -> list[list[int]]:
+        """Items of each rank, loads balanced: indices of `costs`. Of so many ranks in order, that work together, each has the same."""
+        parts = [sorted(part) for part in balanced(costs, self.world.size // ranks_together)]
+        return [parts[rank // ranks_together] for rank in range(self.world.size)]
 
     def shares_of_data(self, costs: Sequence[float]) -> list[list[int]]:
         """Items of each sequence axis, all of whose ranks get the same."""

@@ -402,7 +402,7 @@ class TrainingRun:
         try:
             whole = gathered(self.model, with_tower=True) if self.model.train_vision else nullcontext()
             with self.phases("validation"), whole, self.engine.at_weights():
-                summary = summarise(share_evaluation(self.team, self.validation, self._validate_share))
+                summary = summarise(share_evaluation(self.team, self.validation, self._validate_share, self.engine.ranks_per_engine))
         except VALIDATION_MAY_RAISE as error:
             say(f"{self.kind}: validation at step {self.step} failed and is skipped: {type(error).__name__}: {error}", style="yellow")
             return {"validation/failed": 1.0}

@@ -205,7 +205,7 @@ def test_limits_follow_memory_and_lengths(model):
     setting = RolloutConfig(engine="vllm", num_takes=8, max_new_tokens=64)
     per_token = 2 * 2 * 1 * 32 * 4  # keys and values, layers, KV heads, head size, float32
     limits = engine_limits(model, setting, max_prompt_tokens=1000, num_prompts=4)
-    assert (limits.max_tokens, limits.kv_bytes) == (1064, 4 * (1000 + 8 * 64) * per_token)
+    assert (limits.max_tokens, limits.kv_bytes) == (1064, 4 * (1000 + 8 * (64 + 2 * 32)) * per_token)
     small = setting.model_copy(update={"vllm": setting.vllm.model_copy(update={"kv_cache_gb": 1e-4})})
     assert engine_limits(model, small, 1000, 4).max_tokens == int(1e5) // per_token
 

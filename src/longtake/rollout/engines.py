@@ -18,7 +18,7 @@ from longtake.parallel.collectives import gather_texts
 from longtake.parallel.mesh import Axis
 from longtake.rollout.engine import Engine
 from longtake.rollout.transformers_engine import TransformersEngine
-from longtake.rollout.vllm_arguments import require_vllm
+from longtake.rollout.vllm_arguments import BLOCK_TOKENS, require_vllm
 from longtake.rollout.vllm_http import VllmHttp
 from longtake.rollout.vllm_prompts import SETTINGS, EngineLimits
 from longtake.rollout.vllm_server import VllmServerEngine
@@ -96,7 +96,8 @@ def engine_limits(model: Model, rollout: RolloutConfig, max_prompt_tokens: int, 
     if given is None and model.device.type == "cuda":
         return EngineLimits.of(model, longest, rollout.max_rows, None)
     if given is None:
-        wanted = num_prompts * (max_prompt_tokens + rollout.num_takes * rollout.max_new_tokens) * per_token
+        of_takes = rollout.num_takes * (rollout.max_new_tokens + 2 * BLOCK_TOKENS)  # a take has two blocks that are not full
+        wanted = num_prompts * (max_prompt_tokens + of_takes) * per_token
         given_bytes = min(wanted, int(psutil.virtual_memory().available * SHARE_OF_FREE_MEMORY))
     else:
         given_bytes = int(given * 1e9)

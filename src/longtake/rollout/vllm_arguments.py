@@ -72,13 +72,14 @@ def sampling_arguments(model: Model, limits: EngineLimits, *, dtype: str, eager:
     }
 
 
-def training_arguments() -> dict[str, Any]:
-    """Of an engine that samples for a trainer: no tower, because only embeddings come, and weights that follow the trainer's."""
+def training_arguments(weights: str = WEIGHTS_BACKEND) -> dict[str, Any]:
+    """Of an engine that samples for a trainer: no tower, because only embeddings come, and weights that follow the trainer's by the weight
+    transfer engine of that name."""
     return {
         "skip_mm_profiling": True,
         "limit_mm_per_prompt": {"video": 0, "image": 0},
         "mm_processor_cache_gb": 0,
-        "weight_transfer_config": {"backend": WEIGHTS_BACKEND},
+        "weight_transfer_config": {"backend": weights},
     }
 
 

@@ -29,7 +29,7 @@ class VllmHttp:
 
     def __init__(self, url: str, timeout_s: float) -> None:
         """`timeout_s`: longest wait for one answer, from its first byte sent to its last received."""
-        self.url, self._timeout_s = url.rstrip("/"), timeout_s
+        self.url, self.timeout_s = url.rstrip("/"), timeout_s
         self._parts = urlsplit(self.url)
         self._open: set[http.client.HTTPConnection] = set()
         self._lock = threading.Lock()
@@ -51,13 +51,13 @@ class VllmHttp:
                         connection.sock.shutdown(2)
 
     def _call(self, method: str, path: str, body: Any) -> Any:
-        deadline = time.monotonic() + self._timeout_s
+        deadline = time.monotonic() + self.timeout_s
         connection = self._connected()
         try:
             status, text = _answer(connection, deadline, method, self._parts.path + path, body)
         except TimeoutError as error:
             raise RolloutError(
-                f"the vLLM server at {self.url} has not answered {path} within {self._timeout_s:g} s",
+                f"the vLLM server at {self.url} has not answered {path} within {self.timeout_s:g} s",
                 rule=f"every answer comes within timeout_s; {_LEARNED}",
                 remedy=f"see its log; if it hangs, start it anew, {_AGAIN}; where answers are that long raise timeout_s",
             ) from error
@@ -77,7 +77,7 @@ class VllmHttp:
 
     def _connected(self) -> http.client.HTTPConnection:
         kind = http.client.HTTPSConnection if self._parts.scheme == "https" else http.client.HTTPConnection
-        connection = kind(self._parts.hostname or "", self._parts.port, timeout=min(CONNECT_S, self._timeout_s))
+        connection = kind(self._parts.hostname or "", self._parts.port, timeout=min(CONNECT_S, self.timeout_s))
         try:
             connection.connect()
         except OSError as error:

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from safetensors.torch import save_file
 
@@ -47,6 +47,12 @@ class ServerCounters:
     weight_seconds: float = 0.0
 
 
+class Sender(Protocol):
+    """vllm_nccl.NcclSender."""
+
+    def send(self) -> None: ...
+
+
 class VllmServerEngine:
     """See `Engine`. Make it on every rank of `axis`; `close` removes what it has written."""
 
@@ -62,9 +68,11 @@ class VllmServerEngine:
         axis: Axis,
         folder: Path | None,
         check_videos: bool,
+        nccl: Callable[[int], Sender] | None = None,
     ) -> None:
         """`encode`: vllm_wire.encoded_video. `folder`: for weights on their way, its alone; the server sees it under the same path. None:
-        the server keeps the weights it has. `check_videos`: compare a hash of each video as it arrived with that of what was sent.
+        the server keeps the weights it has. `nccl`: makes what sends them to so many GPUs by NCCL, in place of files. `check_videos`:
+        compare a hash of each video as it arrived with that of what was sent.
 
         Raises RolloutError when no server answers.
         """
@@ -77,6 +85,8 @@ class VllmServerEngine:
         self._version: int | None = None
         self._name: str | None = None
         """What the server calls the weights that it was given last; None: its own."""
+        self._nccl = nccl
+        self._sender: Sender | None = None
         self._check_videos = check_videos
         self._content_keys: dict[str, str] = {}
         """Of each video sent, by its name in vLLM's caches."""
@@ -188,7 +198,9 @@ class VllmServerEngine:
         """The first rank sends, all gather where weights are sharded, and each learns how it went."""
         started_at = time.perf_counter()
         fault: RolloutError | None = None
-        if self._axis.rank == 0:
+        if self._nccl is not None:
+            fault = self._sent_by_nccl(self._nccl)
+        elif self._axis.rank == 0:
             fault = self._sent_all(folder)
         elif self._model.root is not None:
             for _ in language_weights(self._model):
@@ -212,14 +224,37 @@ class VllmServerEngine:
             for bucket in buckets(weights):
                 self._send(bucket, folder)
             self._server.post("/finish_weight_update", {"weight_version": f"{self._run}:{self._model.weights_version}"})
-            for cache in ("prefix", "mm", "encoder"):  # keys, values and features of the old weights
-                self._server.post(f"/reset_{cache}_cache")
+            self._forget()
         except RolloutError as error:
             if self._model.root is not None:
                 for _ in weights:
                     pass
             return error
         return None
+
+    def _sent_by_nccl(self, make: Callable[[int], Sender]) -> RolloutError | None:
+        """Every rank; the first one's error is told to the others."""
+        try:
+            if self._sender is None:
+                self._sender = make(int(self._server.get("/get_world_size")["world_size"]))
+            self._sender.send()
+            if self._axis.rank == 0:
+                self._server.post("/update_weight_version", {"new_version": f"{self._run}:{self._model.weights_version}"})
+                self._forget()
+        except (OSError, RuntimeError, ValueError) as error:  # of HTTP, of NCCL, of vLLM's checks
+            return RolloutError(
+                f"weights did not reach {self._server.url} by NCCL: {type(error).__name__}: {error}",
+                rule="trainer and server have GPUs that reach each other, and the server was started with --weights nccl",
+                remedy="see the server's messages, or use rollout.vllm.weights = files on both sides",
+            )
+        except RolloutError as error:
+            return error
+        return None
+
+    def _forget(self) -> None:
+        """Keys, values and features of the old weights."""
+        for cache in ("prefix", "mm", "encoder"):
+            self._server.post(f"/reset_{cache}_cache")
 
     def _start_update(self) -> None:
         """An update that a trainer left half done, when it was killed, is ended first: all weights come anew."""

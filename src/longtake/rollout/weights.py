@@ -6,6 +6,7 @@ Never a second copy of the model: a sharded tensor is gathered when its turn com
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -23,22 +24,43 @@ TOWER = "model.visual."
 Bucket = list[tuple[str, Tensor]]
 
 
+@dataclass(frozen=True)
+class Described:
+    """A tensor before it is gathered."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    """Of the whole."""
+
+
 @torch.no_grad()
 def language_weights(model: Model) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) of the language model in its compute type, adapters merged, a tied head left out; the tower is not for engines.
 
     Where weights are sharded every rank must run through it, in step: each tensor is gathered as it is asked for.
     """
+    for name, tensor, adapter in _named(model):
+        full = whole(tensor.detach())
+        if adapter is not None:
+            full = full.float() + _delta(adapter)
+        yield name, full.to(model.dtype)
+
+
+def described_weights(model: Model) -> list[Described]:
+    """What `language_weights` will give, in its order; nothing is gathered."""
+    return [Described(name, model.dtype, tuple(tensor.shape)) for name, tensor, _ in _named(model)]
+
+
+def _named(model: Model) -> Iterator[tuple[str, Tensor, LoraLayer | None]]:
+    """(name in a checkpoint, tensor as the trainer holds it, the adapter to be merged into it)."""
     adapted = lora_layers(model)
     tied = bool(model.hf.config.get_text_config().tie_word_embeddings)
     for name, tensor in model.hf.state_dict().items():
         if name.startswith(TOWER) or ".lora_" in name or (tied and name == "lm_head.weight"):
             continue
         plain, is_adapted, kind = name.partition(".base_layer.")
-        full = whole(tensor.detach())
-        if is_adapted and kind == "weight":
-            full = full.float() + _delta(adapted[plain])
-        yield f"{plain}.{kind}" if is_adapted else name, full.to(model.dtype)
+        yield (f"{plain}.{kind}" if is_adapted else name), tensor, adapted[plain] if is_adapted and kind == "weight" else None
 
 
 def buckets(weights: Iterable[tuple[str, Tensor]], max_bytes: int = BUCKET_BYTES) -> Iterator[Bucket]:

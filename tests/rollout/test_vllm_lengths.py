@@ -30,6 +30,18 @@ def test_several_prompts_that_nearly_fill_the_context(tmp_path):
     assert largest_difference(model, requests, groups) < 1e-5
 
 
+def test_memory_that_holds_less_than_the_longest_row(tmp_path):
+    """Room for 1,920 tokens where prompts may have 2,048: it starts, and a shorter prompt is answered."""
+    model = random_tiny(tmp_path)
+    setting = RolloutConfig.model_validate({"engine": "vllm", "max_new_tokens": 24, "vllm": {"kv_cache_gb": 1e-3}})
+    engine = make_engine(model, tmp_path / "random_tiny_0", setting, max_prompt_tokens=2048, num_prompts=6)
+    request = RolloutRequest(1, random_prompt(model, 9, ((200, 4, 6),), seed=1))
+    with engine.at_weights():
+        groups = engine.generate([request], SamplingParams(num_takes=2, temperature=1.0, max_new_tokens=24, seed=1, step=0))
+    engine.close()
+    assert largest_difference(model, [request], groups) < 1e-5
+
+
 def test_a_long_video_and_positions_beyond_what_the_checkpoint_knows(tmp_path):
     """A video of 9,600 tokens; a slow one of 900 tokens that ends at position 149,000, where the checkpoint's context is 32,768."""
     model = random_tiny(tmp_path)

@@ -112,21 +112,34 @@ def weights_folder(given: Path | None, out: Path | None) -> Path:
 def engine_limits(model: Model, rollout: RolloutConfig, max_prompt_tokens: int, num_prompts: int) -> EngineLimits:
     """Room for the longest row at least, and on a CPU for all takes of a step at once as far as memory allows."""
     longest = max_prompt_tokens + rollout.max_new_tokens
-    per_token = bytes_per_token(model)
+    per_token = bytes_per_token(model, rollout.vllm.tensor_parallel)
     given = rollout.vllm.kv_cache_gb
     if given is None and model.device.type == "cuda":
         return EngineLimits.of(model, longest, rollout.max_rows, None)
     if given is None:
         of_takes = rollout.num_takes * (rollout.max_new_tokens + 2 * BLOCK_TOKENS)  # a take has two blocks that are not full
-        wanted = num_prompts * (max_prompt_tokens + of_takes) * per_token
+        wanted = (num_prompts * (max_prompt_tokens + of_takes) + 2 * BLOCK_TOKENS) * per_token
         given_bytes = min(wanted, int(psutil.virtual_memory().available * SHARE_OF_FREE_MEMORY))
     else:
         given_bytes = int(given * 1e9)
-    return EngineLimits.of(model, min(longest, given_bytes // per_token), rollout.max_rows, given_bytes)
+    return EngineLimits.of(model, min(longest, longest_row(given_bytes, per_token)), rollout.max_rows, given_bytes)
 
 
-def bytes_per_token(model: Model) -> int:
-    """Of keys and values, over all layers."""
+def longest_row(kv_bytes: int, per_token: int) -> int:
+    """Tokens of a row that so much memory for keys and values holds: whole blocks, one of which vLLM keeps for itself. Raises ConfigError
+    when it holds none."""
+    tokens = (kv_bytes // (per_token * BLOCK_TOKENS) - 1) * BLOCK_TOKENS
+    if tokens <= 0:
+        raise ConfigError(
+            f"{kv_bytes:,} bytes for keys and values of {per_token:,} bytes a token",
+            rule=f"vLLM needs room for two blocks of {BLOCK_TOKENS} tokens at least",
+            remedy="raise kv_cache_gb, or free some memory",
+        )
+    return tokens
+
+
+def bytes_per_token(model: Model, num_parts: int = 1) -> int:
+    """Of keys and values, over all layers, on one of so many GPUs that share the heads."""
     text = model.hf.config.get_text_config()
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return 2 * text.num_hidden_layers * text.num_key_value_heads * head_dim * model.dtype.itemsize
+    return 2 * text.num_hidden_layers * max(1, text.num_key_value_heads // num_parts) * head_dim * model.dtype.itemsize

@@ -44,7 +44,9 @@ from longtake.rollout.weights import buckets, language_weights, num_bytes
 from longtake.training.rng import rng_state, set_rng_state
 from longtake.types import Prompt, Take
 
-VLLM_MAY_RAISE = (ValueError, RuntimeError, AssertionError, OSError, MemoryError, KeyError, EngineDeadError, EngineGenerateError)
+VLLM_MAY_RAISE = (
+    *(ValueError, RuntimeError, AssertionError, OSError, MemoryError, KeyError, AttributeError, EngineDeadError, EngineGenerateError),
+)
 """Of its checks, its scheduler, its kernels, its process."""
 
 
@@ -74,7 +76,8 @@ class VllmEngine:
         self._sleeps = setting.sleep and model.device.type == "cuda"  # on a CPU vLLM does as if it slept
         self.counters = EngineCounters()
         self._version: int | None = None
-        self._sent: set[str] = set()
+        self._content_keys: dict[str, str] = {}
+        """Of each video asked, by its name in vLLM's caches."""
         self.received = Received()
         self._asleep = False
         self._joined = dist.is_initialized()
@@ -89,8 +92,7 @@ class VllmEngine:
         """The engine has the trainer's weights inside. Every rank must enter, whether it has requests or not."""
         if self._version != self._model.weights_version:
             with self._own_state():
-                self._wake("weights")
-                self._update()
+                self._take_weights()
             self._version = self._model.weights_version
         with self._own_state():
             self._wake("kv_cache")
@@ -98,6 +100,18 @@ class VllmEngine:
             yield
         finally:
             self._sleep()
+
+    def _take_weights(self) -> None:
+        try:
+            self._wake("weights")
+            self._update()
+        except VLLM_MAY_RAISE as error:
+            raise RolloutError(
+                f"vLLM did not take the trainer's weights: {type(error).__name__}: {error}",
+                rule="every rollout is sampled with the weights of now",
+                remedy="start the run again, it resumes at its last checkpoint; if memory was short, lower "
+                "rollout.vllm.gpu_memory_utilization or rollout.vllm.kv_cache_gb",
+            ) from error
 
     def _wake(self, what: str) -> None:
         if self._asleep:
@@ -175,15 +189,15 @@ class VllmEngine:
         return take_of(self._model, token_ids, logprobs, answer.finish_reason, self._version)
 
     def _check_videos(self, prompts: Sequence[Prompt]) -> None:
-        """What arrived is what the trainer has, byte for byte; what vLLM took from its caches arrived earlier under the same key."""
-        arrived, self.received.contents = self.received.contents, []
+        """Byte for byte; what vLLM took from its caches arrived earlier under the same name."""
         videos = {video_key(span.tokens): span.tokens for prompt in prompts for span in prompt.spans}
-        ours = {content_key(video.embeddings, video.grid, video.seconds_per_grid) for video in videos.values()} if arrived else set()
-        self._sent |= ours
-        strange = set(arrived) - self._sent
+        for key, video in videos.items():
+            if key not in self._content_keys:
+                self._content_keys[key] = content_key(video.embeddings, video.grid, video.seconds_per_grid)
+        strange = [key for key in videos if self._content_keys[key] not in self.received.contents]
         if strange:
             raise MismatchError(
-                f"vLLM computed with {len(strange)} videos that are none of this step's",
+                f"{len(strange)} of the {len(videos)} videos of this step never arrived in vLLM as the trainer has them",
                 rule="the engine's video tokens are the trainer's",
                 remedy="report it, with the versions of vLLM and torch",
             )
@@ -212,6 +226,7 @@ class VllmEngine:
         """Inside, vLLM may seed generators, set variables and exchange functions of torch; outside, all is the trainer's again."""
         tensors, numbers = rng_state()
         set_num_threads, num_threads, dtype = torch.set_num_threads, torch.get_num_threads(), torch.get_default_dtype()
+        gpu = torch.cuda.current_device() if self._model.device.type == "cuda" else None
         try:
             with environment(SETTINGS):
                 yield
@@ -219,6 +234,8 @@ class VllmEngine:
             torch.set_num_threads = set_num_threads
             torch.set_num_threads(num_threads)
             torch.set_default_dtype(dtype)
+            if gpu is not None:
+                torch.cuda.set_device(gpu)
             set_rng_state(tensors, numbers)
 
 
@@ -251,7 +268,8 @@ def named_launch(name: str) -> Iterator[None]:
 
 
 def shared_by(num_ranks: int) -> dict[str, Any]:
-    """Arguments of an engine whose ranks are processes of ours, which all ask it the same."""
+    """Arguments of an engine whose ranks are processes of ours, which all ask it the same. On CUDA also of one rank among several
+    processes: so vLLM learns which GPU is its own."""
     return {"tensor_parallel_size": num_ranks, "distributed_executor_backend": "external_launcher"}
 
 
@@ -268,12 +286,14 @@ def started(model: Model, folder: Path, limits: EngineLimits, setting: VllmConfi
             **sampling_arguments(model, limits, dtype=dtype, eager=not (on_gpu and setting.cuda_graphs)),
             **training_arguments(),
             **({"gpu_memory_utilization": setting.gpu_memory_utilization, "enable_sleep_mode": setting.sleep} if on_gpu else {}),
-            **(shared_by(setting.tensor_parallel) if setting.tensor_parallel > 1 else {}),
+            **(shared_by(setting.tensor_parallel) if dist.is_initialized() and (on_gpu or setting.tensor_parallel > 1) else {}),
         )
     except VLLM_MAY_RAISE as error:
+        small = "max seq len" in str(error)
+        more = "raise rollout.vllm.kv_cache_gb or, on CUDA, rollout.vllm.gpu_memory_utilization, or take fewer or smaller frames"
+        less = "lower rollout.vllm.gpu_memory_utilization or rollout.vllm.kv_cache_gb, or use rollout.engine = transformers"
         raise RolloutError(
             f"vLLM could not be started: {type(error).__name__}: {error}",
-            rule="the engine's weights, keys and values fit the memory that the trainer leaves",
-            remedy="read vLLM's own message above (VLLM_LOGGING_LEVEL=INFO shows more); lower rollout.vllm.gpu_memory_utilization or "
-            "rollout.vllm.kv_cache_gb, or use rollout.engine = transformers",
+            rule="weights, and keys and values of the longest row, fit the memory that the trainer leaves",
+            remedy=f"read vLLM's own message (VLLM_LOGGING_LEVEL=INFO shows more); {more if small else less}",
         ) from error

@@ -29,9 +29,8 @@ class LanguageWeights(WeightSource):
 
 
 class NcclSender:
-    """One rank of the trainer; the first one sends, the others gather with it. Raises what vLLM, NCCL and HTTP raise (MAY_RAISE)."""
-
-    MAY_RAISE = (OSError, RuntimeError, ValueError)
+    """One rank of the trainer; the first one sends, the others gather with it. Raises OSError, RuntimeError or ValueError: what vLLM, NCCL
+    and HTTP raise."""
 
     def __init__(self, model: Model, url: str, server_gpus: int, rank: int, timeout_s: float) -> None:
         meeting = NCCLTrainerInitInfo(master_address=get_ip(), master_port=get_open_port(), world_size=1 + server_gpus, rank=rank)

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from longtake.errors import MismatchError, OtherRankFailedError, RolloutError
@@ -234,9 +235,16 @@ class VllmServerEngine:
 
     def _sent_by_nccl(self, make: Callable[[int], Sender]) -> RolloutError | None:
         """Every rank; the first one's error is told to the others."""
+        fault: RolloutError | None = None
+        if self._sender is None:
+            fault = self._meet(make)
+            met = gather_texts("" if fault is None else fault.given, self._axis)  # none sends before all have met
+            if fault is None and any(met):
+                fault = RolloutError(next(filter(None, met)), rule="every rank meets the server", remedy="see its message")
+        if fault is not None or self._sender is None:
+            self._sender = None
+            return fault
         try:
-            if self._sender is None:
-                self._sender = make(int(self._server.get("/get_world_size")["world_size"]))
             self._sender.send()
             if self._axis.rank == 0:
                 self._server.post("/update_weight_version", {"new_version": f"{self._run}:{self._model.weights_version}"})
@@ -244,6 +252,19 @@ class VllmServerEngine:
         except (OSError, RuntimeError, ValueError) as error:  # of HTTP, of NCCL, of vLLM's checks
             return RolloutError(
                 f"weights did not reach {self._server.url} by NCCL: {type(error).__name__}: {error}",
+                rule="trainer and server have GPUs that reach each other, and the server was started with --weights nccl",
+                remedy="see the server's messages, or use rollout.vllm.weights = files on both sides",
+            )
+        except RolloutError as error:
+            return error
+        return None
+
+    def _meet(self, make: Callable[[int], Sender]) -> RolloutError | None:
+        try:
+            self._sender = make(int(self._server.get("/get_world_size")["world_size"]))
+        except (OSError, RuntimeError, ValueError) as error:
+            return RolloutError(
+                f"no meeting with {self._server.url} by NCCL: {type(error).__name__}: {error}",
                 rule="trainer and server have GPUs that reach each other, and the server was started with --weights nccl",
                 remedy="see the server's messages, or use rollout.vllm.weights = files on both sides",
             )
@@ -272,7 +293,7 @@ class VllmServerEngine:
             folder.mkdir(parents=True, exist_ok=True)
             save_file({name: tensor.detach().contiguous().cpu() for name, tensor in bucket}, part)
             part.replace(path)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise RolloutError(
                 f"{path}: {error}",
                 rule="weights reach a vLLM server as files on a folder that both machines see",

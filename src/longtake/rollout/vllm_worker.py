@@ -18,6 +18,7 @@ from vllm.config import VllmConfig
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 
 from longtake.rollout.vllm_arguments import BANNED_KEY
@@ -79,6 +80,9 @@ class BucketWeights(WeightTransferEngine[NoRendezvous, Bucket]):
         """Nothing to set up."""
 
     def start_weight_update(self) -> None:
+        """An update that broke off half way is ended first: its layers would not take the next one."""
+        if any(get_layerwise_info(layer).can_load() for layer in self.model.modules()):
+            finalize_layerwise_reload(self.model, self.model_config)
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: Bucket) -> None:
@@ -108,7 +112,7 @@ class Received:
     """What an engine was given for each video that it had not seen, by the hash of what arrived."""
 
     def __init__(self) -> None:
-        self.contents: list[str] = []
+        self.contents: set[str] = set()
 
     def watch(self, model: nn.Module) -> None:
         """Note every video from now on."""
@@ -127,7 +131,7 @@ class Received:
         embeddings = video_input["video_embeds"]
         sizes = [size * len(embeddings) // sum(merged) for size in merged]
         for part, grid, spacing in zip(embeddings.split(sizes), grids, spacings, strict=True):
-            self.contents.append(content_key(part, grid, spacing))
+            self.contents.add(content_key(part, grid, spacing))
 
 
 class WatchedWorker:

@@ -24,8 +24,9 @@ from longtake.models.loading import model_folder
 from longtake.models.torchvision_shim import extension_loads
 from longtake.observe.progress import say
 from longtake.observe.signals import StopFlag
-from longtake.rollout.engines import bytes_per_token
+from longtake.rollout.engines import bytes_per_token, longest_row
 from longtake.rollout.vllm_arguments import (
+    BLOCK_TOKENS,
     SERVER_SETTINGS,
     TRAINING_SETTINGS,
     WATCHED_WORKER,
@@ -87,8 +88,9 @@ def limits_of(config: ServeConfig, model: Model) -> EngineLimits:
     if config.kv_cache_gb is None and model.device.type == "cuda":
         return EngineLimits.of(model, longest, config.max_rows, None)
     free = int(psutil.virtual_memory().available * SHARE_OF_FREE_MEMORY)
-    given = int(config.kv_cache_gb * 1e9) if config.kv_cache_gb is not None else min(ROWS * longest * bytes_per_token(model), free)
-    return EngineLimits.of(model, min(longest, given // bytes_per_token(model)), config.max_rows, given)
+    per_token = bytes_per_token(model, config.num_gpus)
+    given = int(config.kv_cache_gb * 1e9) if config.kv_cache_gb is not None else min(ROWS * (longest + 2 * BLOCK_TOKENS) * per_token, free)
+    return EngineLimits.of(model, min(longest, longest_row(given, per_token)), config.max_rows, given)
 
 
 def supervise(command: Sequence[str], variables: Mapping[str, str]) -> None:

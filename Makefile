@@ -62,7 +62,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@python="$(PYTHON)"; [ -n "$$python" ] || python="$$($(FIND_PYTHON))"; \
 	if [ -z "$$python" ]; then echo "longtake needs Python 3.11 or newer; none found. Remedy: install one, or make PYTHON=/path/to/python" >&2; exit 1; fi; \
 	[ -x $(BIN)/python ] || "$$python" -m venv $(VENV) || { echo "no virtual environment. Remedy: install the venv module of $$python (on Debian and Ubuntu: python3-venv)" >&2; exit 1; }
-	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e ".[dev,curate]"
 	@touch $@
 
 clean:

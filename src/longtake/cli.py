@@ -24,10 +24,10 @@ from longtake.config import plan as plans
 from longtake.config import score as scores
 from longtake.config import serve as serves
 from longtake.config import stages as configs
+from longtake.config.base import Section
 from longtake.config.describe import FieldDoc, container_of, default_text, list_fields
 from longtake.config.env import rank_label, wants_traceback, world_size
 from longtake.config.load import clip, dump_config, find_field, load_config
-from longtake.config.sections import Section
 from longtake.errors import ConfigError, LongtakeError, StopRequested
 from longtake.observe.progress import say
 

@@ -93,6 +93,18 @@ class RolloutError(LongtakeError):
     """The rollout engine could not be started, failed, or has no room for a prompt."""
 
 
+class LlmError(LongtakeError):
+    """A language-model server cannot be used as configured."""
+
+
+class BudgetError(LongtakeError):
+    """The calls of a run would cost more than its budget."""
+
+
+class CurationError(LongtakeError):
+    """Curation cannot go on: nothing is left, or what is there belongs to another run."""
+
+
 class NoSignalError(LongtakeError):
     """No group with a non-uniform reward was found within the bound of dynamic sampling."""
 

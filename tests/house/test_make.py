@@ -44,7 +44,7 @@ def test_the_first_run_installs_and_the_second_does_not(make):
     code, calls = make("quickstart")
     assert code == 0
     assert calls[0] == "fakepython -m venv .venv"
-    assert "pip install" in calls[1] and "-c constraints.txt -e .[dev]" in calls[1]
+    assert "pip install" in calls[1] and "-c constraints.txt -e .[dev,curate]" in calls[1]
     assert calls[2:] == [".venv/bin/longtake quickstart --out runs/quickstart"]
     assert make("quickstart") == (0, [".venv/bin/longtake quickstart --out runs/quickstart"])
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from longtake.config.sections import Section
+from longtake.config.base import Section
 
 REQUIRED: Any = PydanticUndefined
 SCALARS: dict[Any, str] = {bool: "true | false", int: "int", float: "float", str: "text", Path: "path"}

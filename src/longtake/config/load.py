@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from longtake.config.base import Section
 from longtake.config.describe import REQUIRED, FieldDoc, container_of, list_fields, suggestion
-from longtake.config.sections import Section
 from longtake.errors import ConfigError
 
 META_KEY = "_meta"

@@ -7,7 +7,8 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from longtake.config.sections import DataConfig, Section, broken
+from longtake.config.base import Section, broken
+from longtake.config.sections import DataConfig
 from longtake.config.stages import RlConfig
 
 

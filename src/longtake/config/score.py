@@ -7,7 +7,8 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from longtake.config.sections import CacheConfig, DataConfig, ModelConfig, ParallelConfig, PromptConfig, Section, VideoConfig, broken
+from longtake.config.base import Section, broken
+from longtake.config.sections import CacheConfig, DataConfig, ModelConfig, ParallelConfig, PromptConfig, VideoConfig
 from longtake.config.stages import EvaluateConfig, RlConfig, SftConfig
 
 

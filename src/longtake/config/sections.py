@@ -2,49 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, model_validator
 
-
-class Section(BaseModel):
-    """Base of every configuration object."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _read(cls, value: Any, info: ValidationInfo) -> Any:
-        """Before pydantic's own conversion: `none` for fields that may be None, no bool as a number, tables over their defaults."""
-        field = cls.model_fields[str(info.field_name)]
-        choices = get_args(field.annotation) or (field.annotation,)
-        if value == "none" and type(None) in choices:  # TOML and the command line have no null
-            return None
-        if isinstance(value, bool) and bool not in choices and (int in choices or float in choices):
-            raise broken(f"{info.field_name} = {str(value).lower()}", "must be a number", "write a number")
-        if isinstance(value, dict) and isinstance(field.default, Section):
-            return _overlay(field.default, value)
-        return value
-
-
-def _overlay(default: Section, given: dict[str, Any]) -> dict[str, Any]:
-    """What is given, over what the owner of the section set in its default.
-
-    SftConfig's optimizer has lr 1e-5; a file that sets only optimizer.weight_decay must not fall back to OptimizerConfig's own lr 1e-6.
-    """
-    merged: dict[str, Any] = {name: getattr(default, name) for name in default.model_fields_set}
-    for name, value in given.items():
-        inner = getattr(default, name, None)
-        merged[name] = _overlay(inner, value) if isinstance(inner, Section) and isinstance(value, dict) else value
-    return merged
-
-
-def broken(given: str, rule: str, remedy: str) -> PydanticCustomError:
-    """The error that a validator of ours raises; `load_config` turns it into a line of its ConfigError."""
-    return PydanticCustomError("rule", "{given}: {rule}; {remedy}", {"given": given, "rule": rule, "remedy": remedy})
+from longtake.config.base import Section, broken, check_address
+from longtake.config.llm import EndpointConfig
 
 
 class VideoLimits(Section):
@@ -228,12 +192,6 @@ class OptimizerConfig(Section):
         return self
 
 
-def check_address(name: str, address: str | None) -> None:
-    """An address that a configuration gives. Raises PydanticCustomError."""
-    if address is not None and not re.fullmatch(r"https?://[^/\s:@]+(:[0-9]{1,5})?(/[^\s?#]*)?", address):
-        raise broken(f"{name} = {address!r}", "must be the address of a server", "write e.g. http://127.0.0.1:8000")
-
-
 class VllmConfig(Section):
     """Rollouts by vLLM (rollout.engine = vllm)."""
 
@@ -357,16 +315,37 @@ class AlgorithmConfig(Section):
     """Replace groups whose rewards are all equal; None: keep them (their advantage is 0)."""
 
 
+class JudgeConfig(Section):
+    """A language model that decides whether the answer to an open-ended question means the same as the key."""
+
+    endpoint: EndpointConfig | None = None
+    """A server that is asked. Either this or `local`."""
+    local: ModelConfig | None = None
+    """A checkpoint that is loaded beside the trained model and asked through a rollout engine of its own."""
+    folder: Path | None = None
+    """Where answers are kept, so that no judgement is paid twice; None: `judge` in the run's folder."""
+    max_answer_chars: int = Field(default=2000, ge=1)
+    """A longer answer is no short text: judged wrong without a call."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.endpoint is None) == (self.local is None):
+            raise broken("judge.endpoint and judge.local", "exactly one of them judges", "set one, and leave the other out")
+        return self
+
+
 BUILT_IN_REWARDS = ("accuracy", "format", "overlong")
 
 
 class RewardConfig(Section):
     """Named rewards and their weights."""
 
-    weights: dict[str, float] = {"accuracy": 0.9, "format": 0.1}
+    weights: dict[str, float] = Field(default={"accuracy": 0.9, "format": 0.1})
     """Weight of each named reward in the sum; built in: accuracy, format, overlong; others come from `functions`."""
-    functions: dict[str, str] = {}
+    functions: dict[str, str] = Field(default={})
     """User rewards: name -> `path/to/file.py:function` or `module:function`."""
+    judge: JudgeConfig | None = None
+    """What decides `accuracy` of open-ended rows whose answer is a text; None: equality of the normalised texts."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

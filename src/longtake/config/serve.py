@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from longtake.config.sections import Section
+from longtake.config.base import Section
 
 
 class ServeConfig(Section):

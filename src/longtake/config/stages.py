@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from longtake.config.base import Section, broken, check_address
 from longtake.config.sections import (
     AlgorithmConfig,
     CacheConfig,
@@ -20,11 +21,8 @@ from longtake.config.sections import (
     PromptConfig,
     RewardConfig,
     RolloutConfig,
-    Section,
     ValidationConfig,
     VideoConfig,
-    broken,
-    check_address,
 )
 
 

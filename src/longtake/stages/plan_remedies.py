@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from longtake.config.base import Section
 from longtake.config.plan import PlanConfig
-from longtake.config.sections import LoraConfig, Section
+from longtake.config.sections import LoraConfig
 from longtake.errors import LongtakeError
 from longtake.parallel.layouts import splits_of
 from longtake.stages.plan_assessment import Assessment, asks_for_degrees

@@ -16,9 +16,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from longtake.config.base import Section
 from longtake.config.env import num_cores, one_thread
 from longtake.config.load import dump_config
-from longtake.config.sections import Section
 from longtake.config.stages import ExportConfig, QuickstartConfig
 from longtake.data.row_files import read_rows, write_rows
 from longtake.errors import LongtakeError

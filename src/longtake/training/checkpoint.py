@@ -40,7 +40,7 @@ from longtake.training.tensor_files import TensorFiles, check_layout, load_tenso
 from longtake.training.trainable import lora_layers, trainable_parameters
 
 if TYPE_CHECKING:
-    from longtake.config.sections import Section
+    from longtake.config.base import Section
     from longtake.models.family import Model
     from longtake.training.optimizer import Optimizer
 

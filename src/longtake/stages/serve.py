@@ -40,6 +40,8 @@ from longtake.rollout.vllm_prompts import EngineLimits
 
 ROWS = 16
 SHARE_OF_FREE_MEMORY = 0.5
+STRUCTURED = {"structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True}}
+"""Answers of a given form hold no white space between their parts: a small model that begins to write some does not stop."""
 LOOK_AGAIN_S = 0.2
 GRACE_S = 20.0
 """For vLLM to end its own processes, before they are killed."""
@@ -67,7 +69,7 @@ def serve_command(config: ServeConfig) -> list[str]:
         "port": config.port,
         "enable_scale_out": True,
         **sampling_arguments(model, limits_of(config, model), dtype=config.dtype, eager=eager),
-        **(training_arguments(backend) | {"worker_extension_cls": WATCHED_WORKER} if config.rollouts else {}),
+        **(training_arguments(backend) | {"worker_extension_cls": WATCHED_WORKER} if config.rollouts else STRUCTURED),
         **({"gpu_memory_utilization": config.gpu_memory_utilization, "tensor_parallel_size": config.num_gpus} if on_gpu else {}),
     }
     return [*program(), "serve", str(model_folder(setting).resolve()), *as_options(arguments)]

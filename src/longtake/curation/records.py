@@ -177,6 +177,8 @@ class Drop:
     category: str | None = None
     draft: Draft | None = None
     """The row, where there was one: to be looked at."""
+    findings: tuple[Finding, ...] = ()
+    """What the checks found out about it before it was dropped."""
 
 
 @dataclass(frozen=True, eq=False)

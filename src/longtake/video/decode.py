@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -72,23 +72,21 @@ class _NotSeekableError(Exception):
     """The fast walk met something it cannot prove right; decode in sequence instead."""
 
 
+Take = Callable[[int, float, np.ndarray], None]
+"""Gets (number of the target, presentation time in seconds, uint8 [Y, X, 3])."""
+
+
 @dataclass(eq=False)
 class _Sink:
-    """Takes chosen frames, converts each once, and counts."""
+    """Takes chosen frames, converts each once, hands them on, and counts."""
 
     source: Source
     size: tuple[int, int]
-    num_targets: int
+    take: Take
     num_decoded: int = 0
-    pixels: np.ndarray = field(init=False)
-    times_s: np.ndarray = field(init=False)
     _reformatter: VideoReformatter = field(default_factory=VideoReformatter)
-    _last: tuple[int, int] | None = None
-    """(pts, target) of the last converted frame."""
-
-    def __post_init__(self) -> None:
-        self.pixels = np.zeros((self.num_targets, *self.size, 3), dtype=np.uint8)
-        self.times_s = np.zeros(self.num_targets, dtype=np.float64)
+    _last: tuple[int, np.ndarray] | None = None
+    """(pts, pixels) of the last converted frame."""
 
     def count(self, frame: VideoFrame) -> None:
         """Check a frame that the decoder produced."""
@@ -106,12 +104,9 @@ class _Sink:
 
     def keep(self, target: int, frame: VideoFrame) -> None:
         pts = pts_of(frame)
-        if self._last is not None and self._last[0] == pts:
-            self.pixels[target] = self.pixels[self._last[1]]
-        else:
-            self.pixels[target] = to_rgb(frame, self.size, self.source.orientation, self._reformatter)
-        self._last = (pts, target)
-        self.times_s[target] = float(pts * self.source.time_base)
+        if self._last is None or self._last[0] != pts:
+            self._last = (pts, to_rgb(frame, self.size, self.source.orientation, self._reformatter))
+        self.take(target, float(pts * self.source.time_base), self._last[1])
 
 
 def pts_of(frame: VideoFrame) -> int:
@@ -142,21 +137,39 @@ def decode_at(
 
 def decode_from(source: Source, times_s: Sequence[float] | np.ndarray, size: tuple[int, int], *, seek: bool = True) -> DecodedFrames:
     """`decode_at` for a file that is open already."""
+    pixels = np.zeros((len(times_s), *size, 3), dtype=np.uint8)
+    frame_times_s = np.zeros(len(times_s), dtype=np.float64)
+
+    def keep(target: int, time_s: float, rgb: np.ndarray) -> None:
+        pixels[target], frame_times_s[target] = rgb, time_s
+
+    num_decoded, sequential = visit(source, times_s, size, keep, seek=seek)
+    return DecodedFrames(pixels, frame_times_s, num_decoded, sequential)
+
+
+def visit(
+    source: Source, times_s: Sequence[float] | np.ndarray, size: tuple[int, int], take: Take, *, seek: bool = True
+) -> tuple[int, bool]:
+    """Hand the frames that `decode_from` returns to `take`, one after the other: a film of any length in the memory of one frame.
+
+    Targets come in order. When the file turns out to need decoding from the start, they come once more, from number 0. Arrays handed
+    on are not written again. Returns (frames decoded, whether they were decoded from the start). Raises a `VideoError`.
+    """
     targets = [_ticks(float(time_s), source.time_base) for time_s in times_s]
     if targets != sorted(targets):
         raise ValueError("target times must ascend")
-    sink = _Sink(source, size, len(targets))
+    sink = _Sink(source, size, take)
     if seek:
         try:
             _Walk(source, targets, sink).run()
-            return DecodedFrames(sink.pixels, sink.times_s, sink.num_decoded, sequential=False)
+            return sink.num_decoded, False
         except (_NotSeekableError, av.FFmpegError):  # if the file is damaged, decoding in sequence says so
-            sink = _Sink(source, size, len(targets), num_decoded=sink.num_decoded)
+            sink = _Sink(source, size, take, num_decoded=sink.num_decoded)
     try:
         _decode_in_sequence(source, targets, sink)
     except _NotSeekableError:
         source.damaged("a frame has no time")
-    return DecodedFrames(sink.pixels, sink.times_s, sink.num_decoded, sequential=True)
+    return sink.num_decoded, True
 
 
 def _ticks(time_s: float, time_base: Fraction) -> int:

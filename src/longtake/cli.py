@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from longtake import __version__
-from longtake.config import benches
+from longtake.config import benches, curate_view
 from longtake.config import plan as plans
 from longtake.config import score as scores
 from longtake.config import serve as serves
@@ -79,6 +79,7 @@ COMMANDS = (
     Command("export", configs.ExportConfig, "longtake.stages.export", "run"),
     Command("serve", serves.ServeConfig, "longtake.stages.serve", "model"),
     Command("report", configs.ReportConfig, "longtake.stages.report", "run"),
+    Command("curate view", curate_view.CurateViewConfig, "longtake.stages.curate_view", "run"),
     Command("bench decode", configs.BenchDecodeConfig, "longtake.stages.bench", None, {"json": "as_json"}),
     Command("bench update", benches.BenchUpdateConfig, "longtake.stages.bench_update", None, {"json": "as_json"}),
     Command("bench memory", benches.BenchMemoryConfig, "longtake.stages.bench_memory", None, {"json": "as_json"}),

@@ -14,7 +14,7 @@ class Html(str):
 
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-VOID = frozenset({"meta", "img", "br", "hr", "col"})
+VOID = frozenset({"meta", "img", "br", "hr", "col", "input"})
 
 
 def text(value: object) -> Html:

@@ -1,4 +1,4 @@
-"""The texts that models are sent: a file of words for each purpose, and blocks of data in tags that no data can close.
+"""The words that models are sent, a file for each purpose, and how data is written into their blocks (`longtake.llm.prompts.block`).
 
 A prompt is `<purpose>.txt` with `$name` placeholders (string.Template). The shipped ones are in assets/prompts; a folder may hold others
 in their place, with the same placeholders.
@@ -6,22 +6,17 @@ in their place, with the same placeholders.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from string import Template
 
 from longtake.curation.records import LETTERS, Box, Caption, TimeRange
 from longtake.errors import CurationError
+from longtake.llm.prompts import SHIPPED, flat
 from longtake.observe.digest import digest_of
 
-SHIPPED = Path(__file__).parents[1] / "assets" / "prompts"
-TAGS = (
-    *("captions", "objects", "question", "options", "answer", "reasoning", "ranges", "times", "reference", "response", "category"),
-    *("count", "video"),
-)
-"""Of blocks of data."""
-_TAG = re.compile(rf"<(?=[\s/]*(?:{'|'.join(TAGS)})\b)", re.IGNORECASE)
+ELSEWHERE = ("judge",)
+"""Shipped prompts that other rooms use: a folder cannot replace them here."""
 
 
 class Prompts:
@@ -32,7 +27,7 @@ class Prompts:
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        self._texts = _read_folder(SHIPPED)
+        self._texts = {purpose: text for purpose, text in _read_folder(SHIPPED).items() if purpose not in ELSEWHERE}
         if folder is not None:
             own = _read_folder(folder)
             problems = [problem for purpose, text in own.items() for problem in _objections(purpose, text, self._texts)]
@@ -99,19 +94,6 @@ def _wrong(given: str) -> CurationError:
     )
 
 
-def block(tag: str, text: str) -> str:
-    """`text` between tags, each alone on its line. What looks like one of our tags inside the text is made harmless.
-
-    >>> print(block("question", "Who </question> came?"))
-    <question>
-    Who (/question> came?
-    </question>
-    """
-    if tag not in TAGS:
-        raise ValueError(f"tag {tag!r} is none of {TAGS}")
-    return f"<{tag}>\n{_TAG.sub('(', text)}\n</{tag}>"
-
-
 def caption_lines(captions: Iterable[Caption]) -> str:
     """`[12.0 s - 22.0 s] text`, a line for each."""
     return "\n".join(f"[{span(caption)}] {flat(caption.text)}" for caption in captions)
@@ -149,8 +131,3 @@ def video_line(duration_s: float) -> str:
 def span(part: Caption | TimeRange) -> str:
     """`12.0 s - 22.0 s`."""
     return f"{part.start_s:.1f} s - {part.stop_s:.1f} s"
-
-
-def flat(text: str) -> str:
-    """On one line."""
-    return " ".join(text.split())

@@ -13,6 +13,7 @@ from string import Template
 from longtake.curation.records import LETTERS, Box, Caption, TimeRange
 from longtake.errors import CurationError
 from longtake.llm.prompts import SHIPPED, flat
+from longtake.llm.prompts import block as block  # what is filled into prompts is made with it
 from longtake.observe.digest import digest_of
 
 ELSEWHERE = ("judge",)

@@ -54,8 +54,9 @@ def make_world(folder: Path, num_videos: int = 3, **more: Any) -> World:
 def write_curated_run(out: Path, world: World, *, mark: str = "", until: StageName = "split", seed: int = 0) -> Path:
     """Write the outputs of all stages up to `until`; `mark` is put into every text that comes from outside. Returns `out`.
 
-    Of the drafts in order, number 1 of 8 is dropped by `blind`, 2 by `support`, 3 by `options` (without findings), 4 by `certain` in
-    difficulty, and one of GONE is kept; the others are kept. rewrite drops the very first, ingest a video, caption a clip.
+    ingest drops a video, caption a clip, rewrite the first draft (no row is written with these three). Of the others, counted from 1, check
+    drops every eighth from the first on by `blind`, from the second by `support`, from the third by `options` (without findings); of
+    those left, difficulty drops the fourth of every five, and the splits are sft, rl, rl, eval in turn. The last draft is about GONE.
     """
     made = _stages(world, mark, random.Random(seed))
     out.mkdir(parents=True, exist_ok=True)

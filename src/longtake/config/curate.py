@@ -38,8 +38,9 @@ class IngestConfig(Section):
     """Hard limits on a source file."""
     hash_frames: int = Field(default=16, ge=1)
     """Frames, evenly spread, whose perceptual hashes (64 bits each) identify a video whatever its encoding and size."""
-    max_hash_distance: float = Field(default=6.0, ge=0, le=64)
-    """Two videos are the same when their hashes differ by at most so many bits of 64 on average over the frames."""
+    max_hash_distance: float = Field(default=10.0, ge=0, le=64)
+    """Two videos are the same when their hashes differ by at most so many bits of 64 on average over the frames, and by at most 0.4 of
+    what the frames of one of them differ among themselves (so that two talks in one studio are two videos)."""
     licence: str = "unknown"
     """Licence of videos that `sources` does not name."""
     source: str = "unknown"
@@ -126,6 +127,14 @@ class QuestionConfig(Section):
 
 CATEGORIES = ("temporal", "goal", "plot", "spatial")
 
+CHECKS = (
+    *("options", "answer", "question", "ranges", "language", "duplicate"),
+    *("reasoning", "deliberation", "captions", "letters", "times", "conclusion"),
+    *("blind", "supported", "watched"),
+    "quota",
+)
+"""Names of the checks, in the order in which they are made: before rewriting, after it, by a model, at the end."""
+
 
 class CheckConfig(Section):
     """Which rows are good enough. Each check can be switched off by name."""
@@ -150,6 +159,13 @@ class CheckConfig(Section):
     """Most rows of a video; None: no limit."""
     per_video_and_category: int | None = Field(default=None, ge=1)
     """Most rows of a video in one category; None: no limit."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        unknown = [name for name in self.off if name not in CHECKS]
+        if unknown:
+            raise broken(f"off = {unknown}", f"the checks are {', '.join(CHECKS)}", "correct the names")
+        return self
 
 
 class DifficultyConfig(Section):

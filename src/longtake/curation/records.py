@@ -28,7 +28,7 @@ class SourceVideo:
     height: int
     num_frames: int
     hashes: tuple[str, ...]
-    """Perceptual hash (hex, 64 bits) of frames evenly spread over it."""
+    """Perceptual hash (hex, 64 bits) of frames evenly spread over it; "" for a frame without structure."""
     licence: str
     source: str
 

@@ -80,7 +80,7 @@ def read_curated(folder: Path, videos: Path | None = None) -> CuratedRun:
         raise RowError(
             f"{folder} holds no output of a stage" + "".join(f"; {note}" for note in notes),
             rule="what is looked at is the folder of a run of longtake curate run",
-            remedy="give the folder that was its `out`, or wait until ingest is done",
+            remedy="give the folder that was its `out` (of a part of a run: shards/PART in it), or wait until ingest is done",
         )
     config = _read_config(folder, notes)
     run = CuratedRun(folder, config, outcomes, _videos_root(folder, config, videos, notes), notes=notes)

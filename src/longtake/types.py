@@ -193,9 +193,11 @@ class Group:
     prompt: Prompt
     takes: tuple[Take, ...]
     rewards: dict[str, torch.Tensor]
-    """Named rewards, float32 [G] each, unweighted."""
+    """Named rewards, float32 [G] each, unweighted; NaN where one is not known."""
     total_reward: torch.Tensor
-    """float32 [G], the weighted sum."""
+    """float32 [G], the weighted sum; NaN where a part of it is not known."""
+    unjudged: tuple[str | None, ...] = ()
+    """Why the accuracy of each take is not known, None where it is; () when all are."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from longtake.config.base import Section, broken, check_address
-from longtake.config.llm import EndpointConfig
+from longtake.config.llm import BudgetConfig, EndpointConfig
 
 
 class VideoLimits(Section):
@@ -326,6 +326,10 @@ class JudgeConfig(Section):
     """Where answers are kept, so that no judgement is paid twice; None: `judge` in the run's folder."""
     max_answer_chars: int = Field(default=2000, ge=1)
     """A longer answer is no short text: judged wrong without a call."""
+    max_tokens: int = Field(default=64, ge=1)
+    """Longest reply of the judge; a model that thinks before it speaks needs more."""
+    budget: BudgetConfig = BudgetConfig()
+    """What the endpoint's calls may cost."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

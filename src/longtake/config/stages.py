@@ -14,6 +14,7 @@ from longtake.config.sections import (
     CheckpointConfig,
     DataConfig,
     ImportanceConfig,
+    JudgeConfig,
     ModelConfig,
     ObserveConfig,
     OptimizerConfig,
@@ -222,6 +223,8 @@ class EvaluateConfig(Section):
     """Read the generated answer, or compare the log-probs of the option letters (for base models)."""
     rollout: RolloutConfig = RolloutConfig(num_takes=1, temperature=0.0)
     """How answers are generated; greedy by default."""
+    judge: JudgeConfig | None = None
+    """What decides open-ended rows whose answer is a text; None: equality of the normalised texts."""
     parallel: ParallelConfig = ParallelConfig()
     """How the processes of a launch share the work: rows are divided over all of them."""
     seed: int = Field(default=0, ge=0)
@@ -233,6 +236,8 @@ class EvaluateConfig(Section):
     def _check(self) -> Self:
         if any(frames < 2 for frames in self.frames):
             raise broken(f"frames = {list(self.frames)}", "each must be at least 2 (one temporal patch)", "correct the numbers")
+        if self.judge is not None and self.scoring == "letters":
+            raise broken("judge with scoring = letters", "letters scoring reads no answer that could be judged", "set scoring = generate")
         return self
 
 

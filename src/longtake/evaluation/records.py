@@ -9,6 +9,11 @@ from pathlib import Path
 
 from longtake.errors import RowError
 
+JUDGE_FAILED = "JudgeFailed"
+"""Failure of a row whose answer the judge was asked about in vain."""
+NO_CALL = "no call"
+"""Verdict on an answer that is not there, or too long to be one: wrong without asking the judge."""
+
 
 @dataclass(frozen=True)
 class AnswerRecord:
@@ -38,6 +43,10 @@ class AnswerRecord:
     failure_message: str | None = None
     video: str | None = None
     """sha256 of the video's bytes: rows of one video are not independent."""
+    verdict: str | None = None
+    """Of the judge: `yes`, `no`, `no call` (wrong without one), or the kind of the failure of its call; None: the rules decide."""
+    rule_correct: bool | None = None
+    """What the rules alone say, where the judge decides."""
 
     @property
     def key(self) -> tuple[int | None, int]:

@@ -9,7 +9,7 @@ from typing import TypedDict, TypeVar
 
 from longtake.errors import RowError
 from longtake.evaluation.intervals import chance_interval, cluster_bootstrap, mcnemar_exact, wilson
-from longtake.evaluation.records import AnswerRecord, refuse_repeated
+from longtake.evaluation.records import JUDGE_FAILED, NO_CALL, AnswerRecord, refuse_repeated
 
 KeyT = TypeVar("KeyT", bound=Hashable)
 
@@ -35,6 +35,22 @@ class TokenCounts(TypedDict):
     mean: float
     median: float
     max: int
+
+
+class JudgeShare(TypedDict):
+    """What a judge made of an evaluation's open-ended rows, at the headline's number of frames."""
+
+    n: int
+    """Open-ended rows that were answered."""
+    calls: int
+    """Rows whose answer it was asked about; paid before or not, equal questions counted each."""
+    failed: int
+    """Calls without a verdict; their rows have failure JudgeFailed and count as wrong. An evaluation that is run again asks only these."""
+    yes: int
+    rule_yes: int
+    """Of the answers with a verdict, how many the rules alone call right."""
+    agreement: float | None
+    """Share of the answers with a verdict of which both say the same; None when there is none."""
 
 
 class Summary(Share):
@@ -64,6 +80,8 @@ class Summary(Share):
     num_failures: int
     failures: dict[str, int]
     """Number of failed rows by the kind of error."""
+    judge: JudgeShare | None
+    """Of the open-ended rows; None when no judge was asked."""
 
 
 class PairedTest(TypedDict):
@@ -115,6 +133,7 @@ def _headline(rows: Sequence[AnswerRecord], frames: int, by_frames: dict[str, Sh
         truncated_rate=sum(row.finish_reason == "length" for row in rows) / max(1, len(rows)),
         num_failures=sum(row.failure is not None for row in rows),
         failures=dict(sorted(Counter(row.failure for row in rows if row.failure is not None).items())),
+        judge=judge_share(rows),
     )
 
 
@@ -122,6 +141,22 @@ def share(rows: Sequence[AnswerRecord]) -> Share:
     """Accuracy of some rows with its Wilson interval; a failed row is a wrong one."""
     right = sum(is_right(row) for row in rows)
     return Share(accuracy=right / max(1, len(rows)), n=len(rows), ci95=list(wilson(right, len(rows))))
+
+
+def judge_share(rows: Sequence[AnswerRecord]) -> JudgeShare | None:
+    """Of the records of one number of frames; None when no judge saw them."""
+    judged = [row for row in rows if row.verdict is not None]
+    if not judged:
+        return None
+    told = [row for row in judged if row.verdict in ("yes", "no")]
+    return JudgeShare(
+        n=len(judged),
+        calls=sum(row.verdict != NO_CALL for row in judged),
+        failed=sum(row.failure == JUDGE_FAILED for row in judged),
+        yes=sum(row.verdict == "yes" for row in told),
+        rule_yes=sum(row.rule_correct is True for row in told),
+        agreement=sum(row.correct == row.rule_correct for row in told) / len(told) if told else None,
+    )
 
 
 def is_right(row: AnswerRecord) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from longtake.answers import is_correct, parse_response
 from longtake.config.sections import OverlongConfig, RewardConfig
 from longtake.errors import ConfigError
 from longtake.rewards.functions import RewardFunction, call_function, load_function
+from longtake.rewards.judge import Judge, JudgeFailure, Verdict
 from longtake.types import Example, Take
 
 
@@ -20,34 +22,57 @@ class RewardScores:
     """The rewards of one group."""
 
     named: dict[str, Tensor]
-    """Each reward by itself, float32 [G], unweighted; accuracy and format are always there, to be logged."""
+    """Each reward by itself, float32 [G], unweighted; accuracy and format are always there, to be logged. NaN: not known."""
     total: Tensor
-    """float32 [G], the weighted sum."""
+    """float32 [G], the weighted sum; NaN where a part of it is not known."""
     valid: Tensor
-    """bool [G]: False for a take that no gradient is taken from (overlong.mask_truncated and cut at the length limit)."""
+    """bool [G]: False for a take that no gradient is taken from: its total is not known, or it was cut at the length limit and
+    overlong.mask_truncated is set."""
+    unjudged: tuple[str | None, ...]
+    """Why the accuracy of each take is not known, the kind of the judge's failure; None where it is."""
 
 
 class Rewards:
     """The rewards of a configuration, functions loaded once.
 
-    accuracy  1 when `is_correct`, else 0
+    accuracy  1 when `is_correct`, else 0; with a judge the answer to an open-ended row is right when it says so
     format    1 when the response is one think pair, then one answer pair, and nothing else (`parse_response`), else 0
     overlong  `overlong_reward`, when there is an OverlongConfig; its weight is 1, as in DAPO, unless `weights` gives another
     A user's function is called as function(example, response_text) -> float. A name without a weight counts 0 and is only logged.
     """
 
-    def __init__(self, config: RewardConfig, max_new_tokens: int, overlong: OverlongConfig | None = None) -> None:
-        """Raises ConfigError (weights, lengths; names are checked by RewardConfig) or RewardError (a function that cannot be loaded)."""
+    def __init__(
+        self, config: RewardConfig, max_new_tokens: int, overlong: OverlongConfig | None = None, judge: Judge | None = None
+    ) -> None:
+        """`judge`: made from config.judge. Raises ConfigError (weights, lengths; names are checked by RewardConfig) or RewardError (a
+        function that cannot be loaded)."""
         check_config(config, max_new_tokens, overlong)
+        if (config.judge is None) != (judge is None):
+            raise ValueError("a configured judge is made by who asks for rewards, and no other is")
         self.functions: dict[str, RewardFunction] = {name: load_function(spec) for name, spec in config.functions.items()}
-        self.max_new_tokens, self.overlong = max_new_tokens, overlong
+        self.max_new_tokens, self.overlong, self.judge = max_new_tokens, overlong, judge
         default = {"overlong": 1.0} if overlong is not None else {}
         self.weights = default | config.weights
 
     def score(self, example: Example, takes: Sequence[Take]) -> RewardScores:
         """Rewards of the takes of one prompt. Raises RewardError when a user's function does not give a number."""
+        return self.score_all([(example, takes)])[0]
+
+    def score_all(self, batch: Sequence[tuple[Example, Sequence[Take]]]) -> list[RewardScores]:
+        """The same for the takes of many prompts: the judge is asked about all of them at once."""
+        responses = [(example, take.text) for example, takes in batch for take in takes]
+        verdicts = iter(self._verdicts(responses))
+        return [self._score(example, takes, verdicts) for example, takes in batch]
+
+    def _verdicts(self, responses: Sequence[tuple[Example, str]]) -> Sequence[Verdict]:
+        if self.judge is not None:
+            return self.judge.verdicts(responses)
+        return [is_correct(example, text) for example, text in responses]
+
+    def _score(self, example: Example, takes: Sequence[Take], verdicts: Iterator[Verdict]) -> RewardScores:
+        own = [next(verdicts) for _ in takes]
         named = {
-            "accuracy": [float(is_correct(example, take.text)) for take in takes],
+            "accuracy": [math.nan if isinstance(verdict, JudgeFailure) else float(verdict) for verdict in own],
             "format": [float(parse_response(take.text).well_formed) for take in takes],
         }
         if self.overlong is not None:
@@ -56,11 +81,17 @@ class Rewards:
         for name, function in self.functions.items():
             named[name] = [call_function(name, function, example, take.text) for take in takes]
         tensors = {name: torch.tensor(values, dtype=torch.float32) for name, values in named.items()}
-        # Summed in float64, so that equal rewards have equal totals whatever the order of the names.
-        parts = [self.weights.get(name, 0.0) * values.double() for name, values in tensors.items()]
+        total = self._total(tensors)
         masked = self.overlong is not None and self.overlong.mask_truncated
-        valid = torch.tensor([not (masked and take.finish_reason == "length") for take in takes], dtype=torch.bool)
-        return RewardScores(tensors, torch.stack(parts).sum(0).float(), valid)
+        whole = torch.tensor([not (masked and take.finish_reason == "length") for take in takes], dtype=torch.bool)
+        unjudged = tuple(verdict.kind if isinstance(verdict, JudgeFailure) else None for verdict in own)
+        return RewardScores(tensors, total, whole & ~total.isnan(), unjudged)
+
+    def _total(self, named: dict[str, Tensor]) -> Tensor:
+        """The weighted sum, in float64, so that equal rewards have equal totals whatever the order of the names. What has no weight is
+        left out, so that it need not be known either."""
+        parts = [self.weights[name] * values.double() for name, values in named.items() if self.weights.get(name, 0.0) != 0.0]
+        return torch.stack(parts).sum(0).float() if parts else torch.zeros_like(named["accuracy"])
 
 
 def overlong_reward(num_tokens: int, max_new_tokens: int, cache_tokens: int) -> float:

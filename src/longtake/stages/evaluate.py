@@ -20,16 +20,20 @@ from longtake.data.render import longest_prompt
 from longtake.data.rows import read_examples
 from longtake.data.videos import VideoSource
 from longtake.errors import ConfigError
+from longtake.evaluation.judged import judge_records
 from longtake.evaluation.records import AnswerRecord, write_records
 from longtake.evaluation.score import Item, evaluate_examples, evaluate_letters
-from longtake.evaluation.summary import Share, Summary, summarise
+from longtake.evaluation.summary import JudgeShare, Share, Summary, summarise
 from longtake.models import load_model
 from longtake.models.family import Model
 from longtake.models.loading import model_folder
 from longtake.observe.progress import Progress
 from longtake.observe.timing import Phases
+from longtake.parallel.collectives import reduce_metrics
+from longtake.rewards.judge import Judge
 from longtake.rollout.engine import Engine
 from longtake.rollout.engines import make_engine
+from longtake.rollout.judges import open_judge
 from longtake.stages.shared_evaluation import share_evaluation
 from longtake.stages.team import Team, joined
 from longtake.types import Example
@@ -44,11 +48,11 @@ def run(config: EvaluateConfig) -> Summary:
     Blind (data.with_video false), numbers of frames mean nothing: the rows are answered once, under 0 frames.
     """
     _check(config)
-    with joined(config.parallel, config.model.device) as team:
-        return evaluate(config, team)
+    with joined(config.parallel, config.model.device) as team, open_judge(config.judge, config.out, team.rank) as judge:
+        return evaluate(config, team, judge)
 
 
-def evaluate(config: EvaluateConfig, team: Team) -> Summary:
+def evaluate(config: EvaluateConfig, team: Team, judge: Judge | None = None) -> Summary:
     """Each process of the launch answers some rows; the first writes and prints."""
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
@@ -71,15 +75,17 @@ def evaluate(config: EvaluateConfig, team: Team) -> Summary:
     with closing(engine), engine.at_weights(), Progress(f"evaluate {config.out.name}", total=total) as progress:
         for count in frames:
             team.heartbeat.beat(f"{count} frames")
-            answer = partial(evaluate_at, config, model, engine, count, phases, progress, cache)
+            own_judge = judge if team.rank % engine.ranks_per_engine == 0 else None  # one of the ranks that share an engine asks
+            answer = partial(evaluate_at, config, model, engine, count, phases, progress, cache, own_judge)
             records += share_evaluation(team, items, answer, engine.ranks_per_engine)
     summary = summarise(records)
+    calls = {} if judge is None else reduce_metrics(judge.metrics(), team.axis) if team.world.size > 1 else judge.metrics()
     if not team.is_first:
         return summary
     config.out.mkdir(parents=True, exist_ok=True)
     write_records(config.out / "answers.jsonl", records)
     seconds = {**phases.seconds, "answer": time.perf_counter() - started - sum(phases.seconds.values())}
-    results = {"summary": summary, "seconds": seconds, "config": config.model_dump(mode="json"), "versions": run_meta()}
+    results = {"summary": summary, "seconds": seconds, "calls": calls, "config": config.model_dump(mode="json"), "versions": run_meta()}
     (config.out / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
     print_summary(config.out.name, summary)
     return summary
@@ -93,6 +99,7 @@ def evaluate_at(
     phases: Phases,
     progress: Progress,
     cache: EmbeddingCache,
+    judge: Judge | None,
     items: Sequence[Item],
 ) -> list[AnswerRecord]:
     """These rows at one number of frames."""
@@ -110,7 +117,7 @@ def evaluate_at(
             with_video=not blind,
             advance=progress.advance,
         )
-    return evaluate_examples(
+    records = evaluate_examples(
         model,
         engine,
         source,
@@ -122,6 +129,8 @@ def evaluate_at(
         seed=config.seed,
         advance=progress.advance,
     )
+    with phases("judge"):
+        return records if judge is None else judge_records(judge, items, records)
 
 
 def _check(config: EvaluateConfig) -> None:
@@ -156,6 +165,16 @@ def print_summary(name: str, summary: Summary, console: Console | None = None) -
         highlight=False,
         soft_wrap=True,
     )
+    if summary["judge"] is not None:
+        console.print(judge_line(summary["judge"]), markup=False, highlight=False, soft_wrap=True)
+
+
+def judge_line(share: JudgeShare) -> str:
+    """What the judge said, and what is to be done about calls that failed."""
+    agreed = "" if share["agreement"] is None else f"; says the same as the rules about {share['agreement']:.1%}"
+    again = f"; {share['failed']} calls failed: run again, and only these are made anew" if share["failed"] else ""
+    counts = f"{share['n']} open-ended rows, {share['calls']} asked, yes {share['yes']}, by the rules {share['rule_yes']}"
+    return f"judge: {counts}{agreed}{again}"
 
 
 def _add_share(table: Table, name: str, share: Share) -> None:

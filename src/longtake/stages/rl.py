@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import isnan
 from typing import Any
 
 from torch import Tensor
@@ -14,7 +15,9 @@ from longtake.models.loading import model_folder
 from longtake.observe.progress import say
 from longtake.rewards import Rewards
 from longtake.rollout.engines import make_engine
+from longtake.rollout.judges import open_judge
 from longtake.stages.rl_batches import Batches
+from longtake.stages.rl_judge import JudgeWatch
 from longtake.stages.rl_rollout import Sampled, Sampling, group_advantages, rollout_metrics
 from longtake.stages.rl_update import update, update_metrics
 from longtake.stages.team import joined
@@ -29,18 +32,22 @@ MAX_STEPS_WITHOUT_SIGNAL = 20
 def run(config: RlConfig) -> None:
     """Train and leave checkpoints, metrics.jsonl and takes.jsonl in config.out; resumes by itself.
 
-    Raises MismatchError when sampler and policy disagree, NoSignalError when the rewards have nothing to say for many steps.
+    Raises MismatchError when sampler and policy disagree, NoSignalError when the rewards have nothing to say for many steps, LlmError when
+    the judge has not, BudgetError when it has cost what it may.
     """
     refuse_dropout(config)
-    with joined(config.parallel, config.model.device, can_shard=True) as team:
-        train(config, TrainingRun(config, "rl", team))
+    with (
+        joined(config.parallel, config.model.device, can_shard=True) as team,
+        open_judge(config.rewards.judge, config.out, team.rank) as judge,
+    ):
+        train(config, TrainingRun(config, "rl", team, judge))
 
 
 def train(config: RlConfig, run: TrainingRun) -> None:
     """The loop."""
     reference = Reference(run.model) if config.algorithm.kl.coefficient > 0 else None  # of the starting weights: before any resume
-    rewards = Rewards(config.rewards, config.rollout.max_new_tokens, config.algorithm.overlong)
-    sampling = Sampling(run, config, rewards)
+    rewards = Rewards(config.rewards, config.rollout.max_new_tokens, config.algorithm.overlong, run.judge)
+    sampling, watch = Sampling(run, config, rewards), JudgeWatch(run)
     num_own = -(-config.prompts_per_step // run.team.world.size)  # prompts of a step that a process answers
     batches = Batches(config, run.team, run.model.device, run.model.dtype)
     run.start(config.steps, config.updates_per_step, reference)
@@ -53,8 +60,9 @@ def train(config: RlConfig, run: TrainingRun) -> None:
         while not run.finished():
             sampled = sampling.batch()
             refuse_stale(run, config, sampled)
+            judged = watch.look(sampled)
             estimates = group_advantages(run, config, sampled, reference)
-            metrics = rollout_metrics(sampled, estimates, run.model.weights_version) | run.failure_metrics(sampled.failures)
+            metrics = rollout_metrics(sampled, estimates, run.model.weights_version) | run.failure_metrics(sampled.failures) | judged
             policy_logprobs: list[Tensor] = []
             if sampled.groups:
                 updated = update(run, config, batches, sampled.groups, sampled.valid, estimates, reference)
@@ -65,6 +73,7 @@ def train(config: RlConfig, run: TrainingRun) -> None:
             takes_log.sync()
             count_signal(run, estimates)
             run.end_step(sampled.position, metrics, reward=metrics.get("reward/total", 0.0))
+            watch.refuse_silence()
             refuse_silence(run)
     say(f"rl: done at step {run.step}{run.best}")
 
@@ -116,27 +125,35 @@ def take_records(sampled: Sampled, estimates: Sequence[Tensor], policy_logprobs:
     Takes of a group that dynamic sampling threw away are there too; the policy never scored them, so those log-probs are null.
     """
     scored = iter(policy_logprobs)
-    for group, advantages in zip(sampled.groups, estimates, strict=True):
+    for group, valid, advantages in zip(sampled.groups, sampled.valid, estimates, strict=True):
         for index, advantage in enumerate(advantages.tolist()):
-            yield take_record(group, index) | {"advantage": advantage, "policy_logprobs": next(scored).tolist(), "dropped": False}
-    for group in sampled.dropped:
+            learned = {"advantage": advantage, "policy_logprobs": next(scored).tolist(), "dropped": False}
+            yield take_record(group, valid, index) | learned
+    for group, valid in zip(sampled.dropped, sampled.dropped_valid, strict=True):
         for index in range(len(group.takes)):
-            yield take_record(group, index) | {"advantage": 0.0, "policy_logprobs": None, "dropped": True}
+            yield take_record(group, valid, index) | {"advantage": 0.0, "policy_logprobs": None, "dropped": True}
 
 
-def take_record(group: Group, index: int) -> dict[str, Any]:
-    """What is known of a take before any update."""
+def take_record(group: Group, valid: Tensor, index: int) -> dict[str, Any]:
+    """What is known of a take before any update; a reward that is not known is null."""
     take = group.takes[index]
     return {
         "problem_id": group.example.problem_id,
         "take": index,
         "text": take.text,
         "finish_reason": take.finish_reason,
-        "rewards": {name: float(values[index]) for name, values in group.rewards.items()},
-        "total_reward": float(group.total_reward[index]),
+        "rewards": {name: known(values[index]) for name, values in group.rewards.items()},
+        "total_reward": known(group.total_reward[index]),
+        "valid": bool(valid[index]),
+        "unjudged": group.unjudged[index] if group.unjudged else None,
         "token_ids": take.token_ids.tolist(),
         "sampler_logprobs": take.sampler_logprobs.tolist(),
         "weights_version": take.weights_version,
         "prompt_digest": group.prompt.digest,
         "video_digests": [span.tokens.digest for span in group.prompt.spans],
     }
+
+
+def known(reward: Tensor) -> float | None:
+    value = float(reward)
+    return None if isnan(value) else value

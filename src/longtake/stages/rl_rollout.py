@@ -31,6 +31,8 @@ class Sampled:
     """bool [G] per group: takes that a gradient may be taken from."""
     dropped: list[Group] = field(default_factory=list)
     """Groups thrown away by dynamic sampling: not learned from, but logged and counted like the others."""
+    dropped_valid: list[Tensor] = field(default_factory=list)
+    """Of them, as `valid`."""
     position: int = 0
     """Data position after the step."""
     rounds: int = 0
@@ -74,6 +76,7 @@ def sample_groups(run: TrainingRun, config: RlConfig, rewards: Rewards, position
         for group, valid in answer(run, config, rewards, asked, step):
             if dynamic and is_uniform(group.total_reward, valid):
                 sampled.dropped.append(group)
+                sampled.dropped_valid.append(valid)
             else:
                 sampled.groups.append(group)
                 sampled.valid.append(valid)
@@ -97,13 +100,15 @@ def answer(run: TrainingRun, config: RlConfig, rewards: Rewards, asked: Sequence
     with run.phases("rollout"), run.engine.at_weights():
         requests = own_requests(run, asked, shares)
         takes = run.engine.generate(requests, params) if own else []
+    run.team.heartbeat.beat(f"rewards of step {run.step + 1}")
     with run.phases("reward"):  # by one of the ranks that share an engine
-        mine = zip(own, takes, strict=True) if run.team.rank % together == 0 else ()
-        scored = {index: (group, rewards.score(asked[index].example, group)) for index, group in mine}
+        mine = list(zip(own, takes, strict=True)) if run.team.rank % together == 0 else []
+        scores = rewards.score_all([(asked[index].example, group) for index, group in mine])
+        scored = {index: (group, score) for (index, group), score in zip(mine, scores, strict=True)}
     with run.phases("rollout"):  # the ranks wait here for the slowest
         everything = run.team.exchange(scored, scored_to_json, scored_from_json)
     found = [(row, *everything[index]) for index, row in enumerate(asked)]
-    return [(Group(row.example, row.prompt, group, score.named, score.total), score.valid) for row, group, score in found]
+    return [(Group(row.example, row.prompt, group, score.named, score.total, score.unjudged), score.valid) for row, group, score in found]
 
 
 def own_requests(run: TrainingRun, asked: Sequence[Asked], shares: Sequence[Sequence[int]]) -> list[RolloutRequest]:
@@ -145,7 +150,8 @@ def minus_kl(run: TrainingRun, config: RlConfig, group: Group, valid: Tensor, re
 def rollout_metrics(sampled: Sampled, estimates: Sequence[Tensor], weights_version: int) -> dict[str, float]:
     """What the step sampled: each named reward apart, lengths, stop reasons, uniform groups, and how far behind `weights_version` it was.
 
-    Over ALL takes, those of dropped groups included: a mean over the groups that were kept would say nothing about the policy.
+    Over ALL takes, those of dropped groups included: a mean over the groups that were kept would say nothing about the policy. A take whose
+    reward is not known is in no mean of it.
     """
     groups = [*sampled.groups, *sampled.dropped]
     takes = [take for group in groups for take in group.takes]
@@ -163,10 +169,11 @@ def rollout_metrics(sampled: Sampled, estimates: Sequence[Tensor], weights_versi
     if estimates:
         metrics["advantage/abs"] = float(torch.cat(list(estimates)).abs().mean())
     if sampled.kl_penalty:
-        metrics["reward/kl_penalty"] = float(torch.cat(sampled.kl_penalty).mean())
+        metrics |= known_mean("reward/kl_penalty", sampled.kl_penalty)
+    for name in groups[0].rewards:
+        metrics |= known_mean(f"reward/{name}", [group.rewards[name] for group in groups])
     return metrics | {
-        **{f"reward/{name}": float(torch.cat([group.rewards[name] for group in groups]).mean()) for name in groups[0].rewards},
-        "reward/total": float(torch.cat([group.total_reward for group in groups]).mean()),
+        **known_mean("reward/total", [group.total_reward for group in groups]),
         "group/uniform": num_uniform / len(groups),
         "rollout/response_tokens": float(lengths.mean()),
         "rollout/response_tokens/max": float(lengths.max()),
@@ -175,3 +182,10 @@ def rollout_metrics(sampled: Sampled, estimates: Sequence[Tensor], weights_versi
         "tokens/response": float(lengths.sum()),
         "tokens/prompt": float(sum(len(group.prompt.token_ids) for group in groups)),
     }
+
+
+def known_mean(name: str, values: Sequence[Tensor]) -> dict[str, float]:
+    """The mean of those that are known (not NaN); nothing where none is."""
+    every = torch.cat(list(values))
+    known = every[~every.isnan()]
+    return {name: float(known.mean())} if known.numel() else {}

@@ -22,13 +22,14 @@ def scored_to_json(scored: Scored) -> dict[str, Any]:
         "named": {name: values.tolist() for name, values in scores.named.items()},
         "total": scores.total.tolist(),
         "valid": scores.valid.tolist(),
+        "unjudged": list(scores.unjudged),
     }
 
 
 def scored_from_json(record: dict[str, Any]) -> Scored:
     named = {name: torch.tensor(values, dtype=torch.float32) for name, values in record["named"].items()}
     total, valid = torch.tensor(record["total"], dtype=torch.float32), torch.tensor(record["valid"], dtype=torch.bool)
-    return tuple(map(take_from_json, record["takes"])), RewardScores(named, total, valid)
+    return tuple(map(take_from_json, record["takes"])), RewardScores(named, total, valid, tuple(record["unjudged"]))
 
 
 def take_to_json(take: Take) -> dict[str, Any]:

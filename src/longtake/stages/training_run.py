@@ -33,7 +33,8 @@ from longtake.data.render import render_prompt, response_text, user_text
 from longtake.data.rows import check_failures, read_examples
 from longtake.data.videos import VideoSource
 from longtake.errors import CheckpointError, LongtakeError, OtherRankFailedError, PathError, PromptTooLongError, RowError, VideoError
-from longtake.evaluation.records import AnswerRecord
+from longtake.evaluation.judged import judge_records
+from longtake.evaluation.records import JUDGE_FAILED, AnswerRecord
 from longtake.evaluation.score import evaluate_examples
 from longtake.evaluation.summary import summarise
 from longtake.models import load_model, model_folder
@@ -48,6 +49,7 @@ from longtake.parallel.balance import longest_first
 from longtake.parallel.collectives import reduce_metrics
 from longtake.parallel.fsdp import gathered, shard_model
 from longtake.parallel.gradients import sum_gradients
+from longtake.rewards.judge import Judge
 from longtake.rollout.engine import Engine
 from longtake.rollout.transformers_engine import TransformersEngine
 from longtake.stages.shared_evaluation import share_evaluation
@@ -98,11 +100,12 @@ class Asked:
 class TrainingRun:
     """The parts of one SFT or RL run and its place in time, on every process of the launch. A context manager."""
 
-    def __init__(self, config: SftConfig | RlConfig, kind: str, team: Team) -> None:
+    def __init__(self, config: SftConfig | RlConfig, kind: str, team: Team, judge: Judge | None = None) -> None:
+        """`judge` decides about the open-ended answers of training and validation; whoever gives it closes it."""
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
         torch.manual_seed(config.seed)
-        self.config, self.kind, self.team = config, kind, team
+        self.config, self.kind, self.team, self.judge = config, kind, team, judge
         self.phases = Phases()
         with team.first_ahead():  # files are digested once
             index = digest_index(config.cache, config.out / "digests.json", config.video.limits.max_bytes)
@@ -342,7 +345,8 @@ class TrainingRun:
 
     def _own_costs(self) -> dict[str, float]:
         seconds = {f"seconds/{name}": value for name, value in self.phases.take().items()}
-        return seconds | memory_metrics() | self.source.metrics() | self.engine.metrics()
+        of_judge = self.judge.metrics() if self.judge is not None else {}
+        return seconds | memory_metrics() | self.source.metrics() | self.engine.metrics() | of_judge
 
     def save_if_new(self) -> None:
         """Before leaving, on every rank: a lost step is never the price of it. None leaves before all have saved."""
@@ -412,12 +416,13 @@ class TrainingRun:
             "validation/accuracy": summary["accuracy"],
             "validation/format": summary["format_rate"] or 0.0,
             "validation/response_tokens": summary["response_tokens"]["mean"],
+            **({"validation/not_judged": float(summary["failures"].get(JUDGE_FAILED, 0))} if self.judge is not None else {}),
         }
 
     def _validate_share(self, items: Sequence[Example | Failure]) -> list[AnswerRecord]:
         setting = self.config.validation
         assert setting is not None
-        return evaluate_examples(
+        records = evaluate_examples(
             self.model,
             self.engine,
             self.validation_source,
@@ -427,6 +432,9 @@ class TrainingRun:
             rollout=RolloutConfig(num_takes=1, temperature=0.0, max_new_tokens=setting.max_new_tokens, max_rows=setting.max_rows),
             with_video=setting.data.with_video,
         )
+        if self.judge is None or self.team.rank % self.engine.ranks_per_engine:  # one of the ranks that share an engine asks
+            return records
+        return judge_records(self.judge, items, records)
 
 
 class _EndOfStep(AbstractContextManager[dict[str, float]]):

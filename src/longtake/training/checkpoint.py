@@ -31,6 +31,7 @@ import torch
 import transformers
 
 import longtake
+from longtake.config.llm import EndpointConfig
 from longtake.config.sections import ImportanceConfig
 from longtake.errors import CheckpointError
 from longtake.observe.digest import digest_of, digest_of_each, file_digest
@@ -54,6 +55,8 @@ MAY_CHANGE = (
     *("out", "resume", "max_seconds", "steps", "max_steps", "epochs", "observe", "checkpoint"),
     *("max_logprob_difference", "validation.every", "validation.patience", "num_threads", "micro_batch_size", "micro_batch_tokens"),
     *("rollout.max_rows", "rollout.vllm", "model.device", "model.gradient_checkpointing", "data.max_failed_fraction", "cache", "parallel"),
+    *("rewards.judge.folder", "rewards.judge.budget", "rewards.judge.local.device"),
+    *(f"rewards.judge.endpoint.{name}" for name in EndpointConfig.model_fields if name not in ("model", "extra_body")),
 )
 """What a resumed run may set anew: how long it goes on, where and how fast it runs, what it shows. Everything else is the experiment.
 (`steps` under a cosine schedule bends the rest of the curve to the new end.)"""
@@ -64,6 +67,7 @@ CAME_LATER: dict[str, Any] = {
     "rollout.engine": "transformers",
     "rollout.staleness": 0,
     **{f"algorithm.importance.{name}": value for name, value in ImportanceConfig().model_dump().items()},
+    "rewards.judge": None,
 }
 """Fields that the configurations of older runs do not have, and what those runs did."""
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from string import Template
 
-from longtake.curation.records import LETTERS, Box, Caption, TimeRange
+from longtake.curation.records import LETTERS, Box, Caption, Clip, TimeRange
 from longtake.errors import CurationError
 from longtake.llm.prompts import SHIPPED, flat
 from longtake.llm.prompts import block as block  # what is filled into prompts is made with it
@@ -129,6 +129,6 @@ def video_line(duration_s: float) -> str:
     return f"duration {duration_s:.1f} s"
 
 
-def span(part: Caption | TimeRange) -> str:
+def span(part: Caption | Clip | TimeRange) -> str:
     """`12.0 s - 22.0 s`."""
     return f"{part.start_s:.1f} s - {part.stop_s:.1f} s"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -83,6 +84,18 @@ def num_cores() -> int:
 def serves_longtake() -> bool:
     """Whether this process of vLLM belongs to an engine of ours: LONGTAKE_ENGINE=1, which whoever starts it sets."""
     return os.environ.get("LONGTAKE_ENGINE", "") == "1"
+
+
+def api_key(variable: str) -> str | None:
+    """The key of a server; None where the variable is not set or empty. Raises ConfigError, which never shows the value."""
+    key = os.environ.get(variable, "").strip()
+    if not re.fullmatch(r"[\x21-\x7e]*", key):
+        raise ConfigError(
+            f"the key in the environment variable {variable} cannot be sent",
+            rule="a key is one word of printable ASCII characters",
+            remedy="copy it once more: no spaces or line ends inside, no typographic characters",
+        )
+    return key or None
 
 
 @contextmanager

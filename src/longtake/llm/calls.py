@@ -27,6 +27,8 @@ class ChatCall:
     sample: int = 0
     """Which of several answers to the same question this is: the seed that is sent."""
     system: str | None = None
+    whole: bool = False
+    """The answer is the JSON alone, behind what the model thought at most; else it may stand among other words."""
 
     @property
     def text(self) -> str:

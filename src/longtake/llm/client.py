@@ -159,7 +159,7 @@ class LlmClient:
                 kept = paid
             tries += 1
             input_tokens, output_tokens = input_tokens + kept["input_tokens"], output_tokens + kept["output_tokens"]
-            read = read_answer(kept["text"], kept["finish"], kept["refused"], call.schema_text)
+            read = read_answer(kept["text"], kept["finish"], kept["refused"], call.schema_text, call.whole)
             if not isinstance(read, Bad):
                 return Answer(read.value, input_tokens, output_tokens, cached)
             bad = read
@@ -209,7 +209,7 @@ class LlmClient:
         if usage is None:
             usage = (self._question_tokens(call), text_tokens(got.text))
             self._say_once("usage", "does not tell how many tokens its answers take: they are estimated")
-        read = read_answer(got.text, got.finish, got.refused, call.schema_text)
+        read = read_answer(got.text, got.finish, got.refused, call.schema_text, call.whole)
         bad = read.kind if isinstance(read, Bad) else None
         cost = self._price(*usage)
         counts = self._counts[call.purpose]

@@ -36,14 +36,14 @@ class Bad:
     message: str
 
 
-def read_answer(text: str, finish: str, refused: bool, schema_text: str) -> Good | Bad:
-    """`finish`: the server's reason. `schema_text`: ChatCall.schema_text."""
+def read_answer(text: str, finish: str, refused: bool, schema_text: str, whole: bool = False) -> Good | Bad:
+    """`finish`: the server's reason. `schema_text`, `whole`: of the ChatCall."""
     if finish == "length":
         return Bad("length", f"it was cut off after {len(text)} characters")
     if refused or finish == "content_filter":
         return Bad("refused", f"the model or its server refused: {_shown(text)}")
     try:
-        value = find_json(text)
+        value = _decoded(without_thoughts(text)) if whole else find_json(text)
     except ValueError as error:
         return Bad("not_json", f"{error}: {_shown(text)}")
     for fault in _validator(schema_text).iter_errors(value):

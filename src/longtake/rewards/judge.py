@@ -146,7 +146,7 @@ class Judge:
         )
 
     def _call(self, text: str) -> ChatCall:
-        return ChatCall(purpose=PURPOSE, parts=(text,), schema=SCHEMA, max_tokens=self._max_tokens)
+        return ChatCall(purpose=PURPOSE, parts=(text,), schema=SCHEMA, max_tokens=self._max_tokens, whole=True)
 
 
 def readable_answer(response_text: str) -> str:

@@ -158,6 +158,8 @@ def visit(
     targets = [_ticks(float(time_s), source.time_base) for time_s in times_s]
     if targets != sorted(targets):
         raise ValueError("target times must ascend")
+    if not targets:
+        return 0, False
     sink = _Sink(source, size, take)
     if seek:
         try:

@@ -10,7 +10,7 @@ from longtake.report.html import write_report
 from longtake.report.markup import Html, el, table, text
 from longtake.report.plots import STAND_INS, Band, Bar, Series, _reach, interval_chart, line_chart, running_mean, shown
 from longtake.report.read import MAX_TAKES_BYTES, Evaluation, read_groups
-from longtake.report.samples import by_problem, choose, find
+from longtake.report.samples import NO_ROWS, by_problem, choose, find, take_group
 from longtake.report.sections import p_value
 from longtake.report.strips import clock
 from longtake.testing.synthetic_run import answers
@@ -114,6 +114,18 @@ def test_an_axis_of_zeros_reaches_to_one():
 
 def take(step, problem_id, reward, index=0):
     return {"step": step, "problem_id": problem_id, "take": index, "total_reward": reward, "text": "x"}
+
+
+def test_a_take_that_was_not_judged_makes_no_group_differ_and_says_why(tmp_path):
+    path = tmp_path / "takes.jsonl"
+    lines = [take(1, 5, 1.0), take(1, 5, None) | {"unjudged": "http_500"}, take(1, 6, 1.0), take(1, 6, 0.0)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines[:2]))
+    assert read_groups(path, []) == ()
+    path.write_text("".join(json.dumps(line) + "\n" for line in [*lines[2:], take(1, 6, None) | {"unjudged": "http_500"}]))
+    (group,) = read_groups(path, [])
+    assert group.is_mixed and group.totals == [1.0, 0.0]
+    page = str(take_group(group, NO_ROWS))
+    assert "Take 2: not judged (http_500), left out" in page and "Take 0: reward 1.00" in page
 
 
 def test_groups_are_the_first_and_the_last_with_differing_rewards(tmp_path):

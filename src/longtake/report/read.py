@@ -41,7 +41,8 @@ class TakeGroup:
 
     @property
     def totals(self) -> list[float]:
-        return [number(take.get("total_reward")) or 0.0 for take in self.takes]
+        """Of the takes whose reward is known."""
+        return [total for take in self.takes if (total := number(take.get("total_reward"))) is not None]
 
     @property
     def is_mixed(self) -> bool:

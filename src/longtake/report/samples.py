@@ -175,7 +175,8 @@ def _stage_answer(name: str, record: AnswerRecord) -> Html:
 def _rewards(record: AnswerRecord) -> str:
     if record.well_formed is None:
         return "scored by letter log-probs, nothing generated"
-    return f"accuracy {int(is_right(record))}, format {int(record.well_formed)}, {record.response_tokens} tokens"
+    judged = "" if record.verdict is None else f", judge: {record.verdict}"
+    return f"accuracy {int(is_right(record))}, format {int(record.well_formed)}, {record.response_tokens} tokens{judged}"
 
 
 def response(text: str) -> Html:
@@ -195,10 +196,15 @@ def take_group(group: TakeGroup, source: RowSource) -> Html:
     rows = [_take_row(index, take, names) for index, take in enumerate(group.takes)]
     figures = table(("take", "reward", "advantage", *names, "tokens", "ended by", "largest |sampler - policy|"), rows)
     texts = [
-        el("details", el("summary", f"Take {index}: reward {_figure(take.get('total_reward'))}"), response(str(take.get("text", ""))))
+        el("details", el("summary", f"Take {index}: {_earned(take)}"), response(str(take.get("text", ""))))
         for index, take in enumerate(group.takes)
     ]
     return el("article", head, question, figures, join(texts), class_="card sample")
+
+
+def _earned(take: dict[str, Any]) -> str:
+    why = take.get("unjudged")
+    return f"reward {_figure(take.get('total_reward'))}" if why is None else f"not judged ({why}), left out"
 
 
 def _key(row: Row) -> str:

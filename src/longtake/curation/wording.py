@@ -1,0 +1,116 @@
+"""Checks without a model, on the reasoning as it will be published: pure functions of a row, each one Finding.
+
+Patterns are of English. What somebody in the video says, or what stands in the picture, is in quotation marks and is not looked at, except
+for letters of options.
+"""
+
+from __future__ import annotations
+
+import re
+
+from longtake.config.curate import QuestionConfig
+from longtake.curation.language import foreign
+from longtake.curation.patterns import CAPTIONS, DELIBERATION, DENIES, LETTER_NAMES, TIMES, VOICE
+from longtake.curation.plain import contains, excerpt, sentences, tidy, without_quotes, words_of
+from longtake.curation.records import Draft, Finding
+from longtake.curation.rules import TOLERANCE_S
+
+MIN_WORDS = 5
+END_MARKS = (".", "!", "?", "\u3002", "\uff01", "\uff1f", "\u2026", '"', "'", "\u201d", ")", "]", "\u0964")
+MIN_TELLING_CHARS = 4
+VOICED = re.compile(r"mention|stated|described", re.IGNORECASE)
+
+
+def check_reasoning(draft: Draft, config: QuestionConfig) -> Finding:
+    """Some words, not longer than allowed, and not broken off where the length ran out."""
+    text = draft.reasoning.strip()
+    fault = ""
+    if len(text) > config.max_reasoning_chars:
+        fault = f"{len(text)} characters, more than {config.max_reasoning_chars}"
+    elif len(text.split()) < MIN_WORDS and len(text) < 10 * MIN_WORDS:
+        fault = f"hardly any: {excerpt(text)}"
+    elif len(text) >= 0.98 * config.max_reasoning_chars and not text.endswith(END_MARKS):
+        fault = f"broken off at {len(text)} characters: {excerpt(text[-60:])}"
+    return _finding("reasoning", fault)
+
+
+def check_reasoning_language(draft: Draft, config: QuestionConfig) -> Finding:
+    """The check `language`, of the reasoning."""
+    fault = foreign(draft.reasoning, config.language)
+    return _finding("language", f"reasoning: {fault}" if fault else "")
+
+
+def check_deliberation(draft: Draft) -> Finding:
+    """No left-over thinking: second thoughts, talk to oneself, to a user or about the task."""
+    return _finding("deliberation", _found(DELIBERATION, tidy(without_quotes(draft.reasoning))))
+
+
+def check_captions(draft: Draft) -> Finding:
+    """The reasoning does not speak of captions, numbered clips, descriptions or other notes in place of the video."""
+    return _finding("captions", _note_in(draft.reasoning))
+
+
+def check_asked_captions(draft: Draft) -> Finding:
+    """The check `captions`, of question and options, which are never rewritten."""
+    return _finding("captions", next((fault for text in (draft.question, *draft.options) if (fault := _note_in(text))), ""))
+
+
+def _note_in(text: str) -> str:
+    for sentence in sentences(tidy(without_quotes(text))):
+        match = CAPTIONS.search(sentence)
+        if match and not (VOICED.search(match[0]) and VOICE.search(sentence)):
+            return _told(match, sentence)
+    return ""
+
+
+def check_letters(draft: Draft) -> Finding:
+    """The reasoning names no option by its letter or place: both change."""
+    text = tidy(draft.reasoning)
+    fault = _found(LETTER_NAMES, text)
+    if not fault and draft.options:
+        texts = "|".join(re.escape(option) for option in draft.options if option)
+        fault = _found(re.compile(rf"(?:\b[B-H][.):]?|\b[A-H][.):])\s(?i:{texts})(?!\w)"), text)
+    return _finding("letters", fault)
+
+
+def check_times(draft: Draft, duration_s: float) -> Finding:
+    """Times that the reasoning cites (`12.0 s - 22.0 s`, `at 12 s`) are inside the video."""
+    for match in TIMES.finditer(tidy(without_quotes(draft.reasoning))):
+        if any(float(number) > duration_s + TOLERANCE_S for number in match.groups() if number):
+            return _finding("times", f"{excerpt(match[0])} is beyond the video, which has {duration_s:.1f} s")
+    return _finding("times", "")
+
+
+def check_conclusion(draft: Draft) -> Finding:
+    """The reasoning does not end with another option than the key.
+
+    Only what is plain is found: the key's words stand nowhere in it, its last sentence has those of another option, denies nothing, and
+    the two options share no words.
+    """
+    words, answer = words_of(draft.reasoning), words_of(draft.answer)
+    if not draft.options or contains(words, answer):
+        return _finding("conclusion", "")
+    last = (sentences(draft.reasoning) or [""])[-1]
+    if DENIES.search(last):
+        return _finding("conclusion", "")
+    said = words_of(last)
+    for option in draft.options:
+        part = words_of(option)
+        telling = max(map(len, part), default=0) >= MIN_TELLING_CHARS and not set(part) & set(answer)
+        if option != draft.answer and telling and contains(said, part):
+            return _finding("conclusion", f"it ends with {excerpt(option)}, and never says the key, {excerpt(draft.answer)}")
+    return _finding("conclusion", "")
+
+
+def _found(pattern: re.Pattern[str], text: str) -> str:
+    match = pattern.search(text)
+    return _told(match, text) if match else ""
+
+
+def _told(match: re.Match[str], text: str) -> str:
+    """The place with a few words around it."""
+    return excerpt(text[max(0, match.start() - 15) : match.end() + 30])
+
+
+def _finding(check: str, fault: str) -> Finding:
+    return Finding(check, passed=not fault, detail=fault)

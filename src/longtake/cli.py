@@ -20,10 +20,12 @@ from rich.text import Text
 
 from longtake import __version__
 from longtake.config import benches, curate_view
+from longtake.config import curate as curates
 from longtake.config import plan as plans
 from longtake.config import score as scores
 from longtake.config import serve as serves
 from longtake.config import stages as configs
+from longtake.config import world_serve as world_serves
 from longtake.config.base import Section
 from longtake.config.describe import FieldDoc, container_of, default_text, list_fields
 from longtake.config.env import rank_label, wants_traceback, world_size
@@ -69,6 +71,7 @@ COMMANDS = (
     Command("quickstart", configs.QuickstartConfig, "longtake.stages.quickstart"),
     Command("ask", configs.AskConfig, "longtake.stages.ask", "question", MODEL_ALIAS),
     Command("world make", configs.WorldConfig, "longtake.stages.world"),
+    Command("world serve", world_serves.WorldServeConfig, "longtake.stages.world_serve", "world"),
     Command("tiny train", configs.TinyConfig, "longtake.stages.tiny"),
     Command("sft", configs.SftConfig, "longtake.stages.sft", None, MODEL_ALIAS, many_processes=True),
     Command("rl", configs.RlConfig, "longtake.stages.rl", None, MODEL_ALIAS, many_processes=True),
@@ -79,6 +82,7 @@ COMMANDS = (
     Command("export", configs.ExportConfig, "longtake.stages.export", "run"),
     Command("serve", serves.ServeConfig, "longtake.stages.serve", "model"),
     Command("report", configs.ReportConfig, "longtake.stages.report", "run"),
+    Command("curate run", curates.CurateConfig, "longtake.stages.curate"),
     Command("curate view", curate_view.CurateViewConfig, "longtake.stages.curate_view", "run"),
     Command("bench decode", configs.BenchDecodeConfig, "longtake.stages.bench", None, {"json": "as_json"}),
     Command("bench update", benches.BenchUpdateConfig, "longtake.stages.bench_update", None, {"json": "as_json"}),

@@ -114,7 +114,7 @@ def ask_temporal(story: Story, rng: np.random.Generator) -> Question:
     places = places_of(story)
     before, answer = places[index : index + 2]
     wrong = others(places, answer, rng, excluded=before)
-    return Question("temporal", f"Which place came right after the {before}?", answer, wrong, place_after(places, index))
+    return Question("temporal", after_text(before), answer, wrong, place_after(places, index))
 
 
 def ask_goal(story: Story, rng: np.random.Generator) -> Question:
@@ -126,7 +126,7 @@ def ask_goal(story: Story, rng: np.random.Generator) -> Question:
     texts = purposes(receiver)
     answer = texts[story.purpose]
     wrong = tuple(text for text in texts.values() if text != answer)
-    return Question("goal", f"Why did the {taken.actor} want the {taken.thing}?", answer, wrong, trace(story, story.asked_take))
+    return Question("goal", why_text(taken), answer, wrong, trace(story, story.asked_take))
 
 
 def purposes(receiver: str | None) -> dict[Purpose, str]:
@@ -160,7 +160,7 @@ def ask_plot(story: Story, rng: np.random.Generator) -> Question:
     index, word = [(0, "begin"), (len(story.scenes) - 1, "end")][int(rng.integers(2))]
     scene = story.scenes[index]
     wrong = others(places_of(story), scene.place, rng)
-    return Question("plot", f"Where does the story {word}?", scene.place, wrong, f"{word} {scene.place}")
+    return Question("plot", ends_text(word), scene.place, wrong, f"{word} {scene.place}")
 
 
 def ask_spatial(story: Story, rng: np.random.Generator) -> Question:
@@ -168,8 +168,27 @@ def ask_spatial(story: Story, rng: np.random.Generator) -> Question:
     index = int(rng.integers(len(story.scenes)))
     scene = story.scenes[index]
     wrong = others(places_of(story), scene.place, rng)
-    asked = happening(scene.event, article="the ")
-    return Question("spatial", f"Where did the {asked}?", scene.place, wrong, where(scene.event, scene.place))
+    return Question("spatial", where_text(scene.event), scene.place, wrong, where(scene.event, scene.place))
+
+
+def after_text(place: str) -> str:
+    """How a temporal question is put; `world.truth` reads these four back."""
+    return f"Which place came right after the {place}?"
+
+
+def why_text(taken: Event) -> str:
+    """How a goal question is put."""
+    return f"Why did the {taken.actor} want the {taken.thing}?"
+
+
+def ends_text(word: str) -> str:
+    """How a plot question is put; `word`: begin or end."""
+    return f"Where does the story {word}?"
+
+
+def where_text(event: Event) -> str:
+    """How a spatial question is put."""
+    return f"Where did the {happening(event, article='the ')}?"
 
 
 def happening(event: Event, *, article: str = "") -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
-from longtake.world.story import Event, Scene, Story
+from longtake.world.story import CHARACTERS, THINGS, Event, Scene, Story
 
 COLOUR_RGB = {
     "red": (220, 40, 40),
@@ -27,9 +28,20 @@ PLACE_RGB = {  # (upper half, lower half)
     "street": ((150, 150, 150), (85, 85, 95)),
 }
 THING_RGB = {"ball": (255, 130, 20), "book": (130, 70, 20), "cup": (30, 200, 210), "key": (255, 215, 0), "lamp": (255, 120, 200)}
-BOX_RGB, DOOR_RGB, BIRD_RGB = (110, 110, 120), (120, 70, 30), (20, 20, 20)
-CHARACTER_SIZE, THING_SIZE = 0.40, 0.26
+FURNITURE = {"box": (0.34, (110, 110, 120)), "door": (0.62, (120, 70, 30))}
+"""Size and colour."""
+BIRD_RGB = (20, 20, 20)
+CHARACTER_SIZE, THING_SIZE, BIRD_SIZE = 0.40, 0.26, 0.12
 SUPERSAMPLE = 4
+
+
+@dataclass(frozen=True)
+class Part:
+    """Something drawn, its middle in units of the frame's height."""
+
+    name: str
+    x: float
+    y: float
 
 
 def render_frame(story: Story, time_s: float, height: int, width: int) -> np.ndarray:
@@ -51,45 +63,92 @@ def scene_at(story: Story, time_s: float) -> Scene:
 
 def draw_event(frame: np.ndarray, event: Event, progress: float, time_s: float) -> None:
     """Who stands where tells what happens; the thing moves while it does."""
-    width = frame.shape[1] / frame.shape[0]
+    for part in parts_of(event, progress, time_s, frame.shape[1] / frame.shape[0]):
+        if part.name in CHARACTERS:
+            draw_character(frame, part.name, part.x, part.y)
+        elif part.name in THINGS:
+            draw_thing(frame, part.name, part.x, part.y)
+        else:
+            size, rgb = FURNITURE[part.name]
+            blend(frame, sprite(part.name, pixels(size, frame.shape[0])), rgb, part.x, part.y)
+
+
+def parts_of(event: Event, progress: float, time_s: float, width: float) -> tuple[Part, ...]:
+    """What is drawn of an event, in this order; `width` of the frame in heights."""
     left, right, middle = 0.27 * width, 0.75 * width, 0.5 * width
     bob = 0.02 * np.sin(time_s * 5.0)
-    draw_character(frame, event.actor, left, 0.55 + bob)
+    actor, thing = Part(event.actor, left, 0.55 + bob), str(event.thing)
     if event.kind == "meets":
-        draw_character(frame, str(event.other), right, 0.55 - bob)
-    elif event.kind == "gives":
-        draw_character(frame, str(event.other), right, 0.55 - bob)
-        draw_thing(frame, str(event.thing), middle + (progress - 0.5) * 0.16, 0.2)
-    elif event.kind == "takes":
-        draw_thing(frame, str(event.thing), right - progress * 0.12, 0.82)
-    elif event.kind == "hides":
-        draw_thing(frame, str(event.thing), right, 0.42 + progress * 0.04)
-        blend(frame, sprite("box", pixels(0.34, frame)), BOX_RGB, right, 0.76)
-    else:
-        blend(frame, sprite("door", pixels(0.62, frame)), DOOR_RGB, right, 0.6)
-        draw_thing(frame, str(event.thing), right - 0.04 + progress * 0.04, 0.55)
+        return actor, Part(str(event.other), right, 0.55 - bob)
+    if event.kind == "gives":
+        return actor, Part(str(event.other), right, 0.55 - bob), Part(thing, middle + (progress - 0.5) * 0.16, 0.2)
+    if event.kind == "takes":
+        return actor, Part(thing, right - progress * 0.12, 0.82)
+    if event.kind == "hides":
+        return actor, Part(thing, right, 0.42 + progress * 0.04), Part("box", right, 0.76)
+    return actor, Part("door", right, 0.6), Part(thing, right - 0.04 + progress * 0.04, 0.55)
+
+
+def bird_at(time_s: float, width: float) -> Part:
+    """Where it flies."""
+    return Part("bird", (time_s * 0.11 % 1.0) * width, 0.14 + 0.03 * np.sin(time_s * 3.0))
+
+
+def objects_at(story: Story, time_s: float, height: int, width: int) -> list[tuple[str, tuple[int, int, int, int]]]:
+    """What `render_frame` shows besides the place: names and boxes (left, top, right, bottom) in thousandths of width and height,
+    as far as they lie inside the frame."""
+    scene, aspect = scene_at(story, time_s), width / height
+    parts: tuple[Part, ...] = ()
+    if scene.event_start_s <= time_s < scene.event_stop_s:
+        progress = (time_s - scene.event_start_s) / (scene.event_stop_s - scene.event_start_s)
+        parts = parts_of(scene.event, progress, time_s, aspect)
+    elif scene.has_bird:
+        parts = (bird_at(time_s, aspect),)
+    boxes = ((part.name, box_of(part, height, width)) for part in parts)
+    return [(name, box) for name, box in boxes if box[0] < box[2] and box[1] < box[3]]
+
+
+def box_of(part: Part, height: int, width: int) -> tuple[int, int, int, int]:
+    """Of what is drawn, its dark outline included."""
+    size = size_of(part.name, height)
+    ys, xs = np.nonzero(sprite(part.name.split(" ")[-1], size) > 0.5)
+    top, left = round(part.y * height - size / 2), round(part.x * height - size / 2)
+    edges = ((left + xs.min(), width), (top + ys.min(), height), (left + xs.max() + 1, width), (top + ys.max() + 1, height))
+    x0, y0, x1, y1 = (round(1000 * min(max(0, int(edge)), side) / side) for edge, side in edges)
+    return x0, y0, x1, y1
+
+
+def size_of(name: str, height: int) -> int:
+    """Side in pixels of the largest sprite that is drawn of it."""
+    if name in CHARACTERS:
+        size = pixels(CHARACTER_SIZE, height)
+        return size + max(2, size // 8)
+    if name in THINGS:
+        size = pixels(THING_SIZE, height)
+        return size + max(2, size // 6)
+    return pixels(BIRD_SIZE if name == "bird" else FURNITURE[name][0], height)
 
 
 def draw_character(frame: np.ndarray, name: str, x: float, y: float) -> None:
     colour, shape = name.split(" ")
-    size = pixels(CHARACTER_SIZE, frame)
+    size = pixels(CHARACTER_SIZE, frame.shape[0])
     blend(frame, sprite(shape, size + max(2, size // 8)), (15, 15, 15), x, y)
     blend(frame, sprite(shape, size), COLOUR_RGB[colour], x, y)
 
 
 def draw_thing(frame: np.ndarray, thing: str, x: float, y: float) -> None:
-    size = pixels(THING_SIZE, frame)
+    size = pixels(THING_SIZE, frame.shape[0])
     blend(frame, sprite(thing, size + max(2, size // 6)), (15, 15, 15), x, y)
     blend(frame, sprite(thing, size), THING_RGB[thing], x, y)
 
 
 def draw_bird(frame: np.ndarray, time_s: float) -> None:
-    width = frame.shape[1] / frame.shape[0]
-    blend(frame, sprite("bird", pixels(0.12, frame)), BIRD_RGB, (time_s * 0.11 % 1.0) * width, 0.14 + 0.03 * np.sin(time_s * 3.0))
+    bird = bird_at(time_s, frame.shape[1] / frame.shape[0])
+    blend(frame, sprite("bird", pixels(BIRD_SIZE, frame.shape[0])), BIRD_RGB, bird.x, bird.y)
 
 
-def pixels(size: float, frame: np.ndarray) -> int:
-    return max(2, round(size * frame.shape[0]))
+def pixels(size: float, height: int) -> int:
+    return max(2, round(size * height))
 
 
 def blend(frame: np.ndarray, mask: np.ndarray, rgb: tuple[int, int, int], x: float, y: float) -> None:

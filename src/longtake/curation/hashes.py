@@ -18,6 +18,7 @@ Measured over 16 frames, in bits and as a share of the spread, on 40 worlds and 
     the same, brightened                                    0 to 3.9, at most 0.20 (moving), 0.88 (a fixed camera: missed)
     the same, cropped by 3 % a side, or with a logo         4 to 12, at most 0.48 (moving), over 1 (a fixed camera: missed)
     the same in a black frame                               15 and more: missed
+    the same, of soft gradients or noise alone              4 to 31: mostly missed; different ones 14 and more, at least 0.92
     different worlds; pans over different pictures          21 and more, at least 0.71
     different, one background for all: studio, street, slides 3.8, 6.6, 6.5 and more, at least 0.52, 0.71, 0.75
 

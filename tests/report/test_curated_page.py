@@ -20,7 +20,7 @@ from longtake.curation.records import Box, Draft, Drop, Finding, Outcome, TimeRa
 from longtake.errors import RowError
 from longtake.report import curated_frames
 from longtake.report.curated import write_curated_page
-from longtake.report.curated_cards import moment_of, names_key, outside
+from longtake.report.curated_cards import _vote, moment_of, names_key, outside
 from longtake.report.curated_frames import Piece, evidence, gather, jpeg, moment, whole
 from longtake.report.curated_read import choose, even_shares, read_curated
 from longtake.report.markup import VOID
@@ -351,8 +351,11 @@ def test_votes_for_the_key():
     draft = Draft("v", "d", "goal", "why?", ("to use it", "yes"), "to use it", "", ())
     assert names_key("A", draft) and names_key(" to use it ", draft)
     assert not names_key("B", draft) and not names_key("yes", draft) and not names_key("", draft)
+    shown = [re.search(r"<bdi>(.*)</bdi>", _vote(vote, draft))[1] for vote in ("to use it", "yes", "B", "cannot tell")]
+    assert shown == ["A", "B", "B", "cannot tell"]
+    assert "no answer came" in _vote("failed: timeout", draft) and 'class="vote failure"' in _vote("failed: timeout", draft)
     free = Draft("v", "d", "goal", "why?", (), "to use it", "", ())
-    assert names_key("yes", free) and names_key("to use it", free) and not names_key("no", free)
+    assert names_key("yes", free) and names_key("To use it.", free) and not names_key("no", free)
 
 
 def test_boxes_are_drawn_on_spatial_rows_alone(page, run_dir):

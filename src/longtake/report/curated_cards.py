@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
+from longtake.answers import same_text
 from longtake.curation.records import LETTERS, Box, Caption, Draft, Finding, RatedRow, TimeRange
 from longtake.report.curated_frames import Gallery, Piece, Seen, Strip, evidence, moment, whole
 from longtake.report.curated_read import CuratedRun, Entry
@@ -286,9 +287,16 @@ def _votes(votes: Sequence[str], draft: Draft) -> Html | None:
 
 
 def _vote(vote: str, draft: Draft) -> Html:
-    right = names_key(vote, draft)
-    hint = "names the key" if right else "does not name the key"
-    return el("span", el("bdi", cut(vote, MAX_VOTE_CHARS)), class_="vote right-one" if right else "vote", title=f"{vote[:500]}: {hint}")
+    right, failed = names_key(vote, draft), vote.startswith("failed: ")
+    hint = "no answer came" if failed else "names the key" if right else "does not name the key"
+    kind = "vote right-one" if right else "vote failure" if failed else "vote"
+    return el("span", el("bdi", cut(_short(vote, draft), MAX_VOTE_CHARS)), class_=kind, title=f"{cut(vote, 500)}: {hint}")
+
+
+def _short(vote: str, draft: Draft) -> str:
+    """The letter of the option that was named by its text, else the vote as it is."""
+    named = [letter for letter, option in zip(LETTERS, draft.options, strict=False) if option == vote.strip()]
+    return named[0] if named else vote
 
 
 def names_key(vote: str, draft: Draft) -> bool:
@@ -296,7 +304,7 @@ def names_key(vote: str, draft: Draft) -> bool:
     said = vote.strip()
     if draft.options:
         return bool(said) and said in (draft.letter, draft.answer)
-    return said == draft.answer or said.lower() == "yes"
+    return said.lower() == "yes" or same_text(said, draft.answer)
 
 
 def _origin(entry: Entry, run: CuratedRun) -> Html:

@@ -176,8 +176,8 @@ def _row(draft: Draft) -> dict[str, Any]:
 def _votes(draft: Draft, right: int, num: int) -> tuple[str, ...]:
     if not draft.options:
         return ("yes",) * right + ("no",) * (num - right)
-    others = [letter for letter in "ABCD" if letter != draft.letter]
-    return (draft.letter or "A",) * right + tuple(others[index % 3] for index in range(num - right))
+    others = [option for option in draft.options if option != draft.answer]
+    return (draft.answer,) * right + tuple(others[index % 3] for index in range(num - right))
 
 
 def _checked(number: int, draft: Draft, mark: str, draw: random.Random) -> CheckedRow | Drop:

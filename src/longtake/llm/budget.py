@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from longtake.config.llm import BudgetConfig
@@ -48,18 +49,26 @@ class Reservation:
         self.spent = spent
 
 
+@dataclass
+class _Counted:
+    """What was spent according to one store."""
+
+    store: KeyedLines
+    seen: int
+    """Of its records, those that were looked at."""
+    spent: Spending
+
+
 class Budget:
     """What calls may cost in all, over several clients; what earlier runs and other machines spent counts, as the clients' stores tell."""
 
     def __init__(self, config: BudgetConfig) -> None:
         self.config = config
-        self.spent = Spending()
-        """So far, by all that write into the stores."""
+        self._counted: dict[Path, _Counted] = {}
+        """By the store's folder."""
         self._reserved = Spending()
         self._num_reserved = 0
-        self._stores: dict[int, tuple[KeyedLines, int]] = {}
-        """By identity: the store, and how many of its records were looked at."""
-        self._looked_at = 0.0
+        self._looked_at = time.monotonic()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._turn: asyncio.Lock
         self._settled: asyncio.Event
@@ -68,32 +77,39 @@ class Budget:
     def limited(self) -> bool:
         return self.config.max_tokens is not None or self.config.max_cost is not None
 
-    def count(self, store: KeyedLines) -> None:
-        """Take in what is paid for in a store; a second time does nothing. Reads all of it, where there is a limit."""
-        if self.limited and id(store) not in self._stores:
-            for _, made in store.items():
-                self.spent += spending_of(made)
-            self._stores[id(store)] = (store, len(store))
+    @property
+    def spent(self) -> Spending:
+        """So far, by all that write into the stores; where there is no limit nothing is counted."""
+        return sum((counted.spent for counted in self._counted.values()), Spending())
 
     @asynccontextmanager
-    async def reserve(self, most: Spending) -> AsyncIterator[Reservation]:
-        """Room for a call that costs at most so much: inside, it is sent and settled.
+    async def reserve(self, store: KeyedLines, most: Spending) -> AsyncIterator[Reservation]:
+        """Room for a call that costs at most so much: inside, it is sent and settled. `store`: where its answer will be kept.
 
         Where there is room only when calls in flight turn out cheaper, they are waited for, in turn. Raises BudgetError when there is none
         even then: at that moment none is in flight, so that none is lost.
         """
-        if not self.limited:
-            yield Reservation()
-            return
-        await self._find_room(most)
         reservation = Reservation()
+        if not self.limited:
+            yield reservation
+            return
+        counted = self._count(store)
+        await self._find_room(most)
         try:
             yield reservation
         finally:
             self._reserved -= most
             self._num_reserved -= 1
-            self.spent += reservation.spent
+            counted.spent += reservation.spent
             self._settled.set()
+
+    def _count(self, store: KeyedLines) -> _Counted:
+        """Reads all of a store that was not seen yet, or was opened anew."""
+        counted = self._counted.get(store.folder)
+        if counted is None or counted.store is not store:
+            counted = _Counted(store, len(store), sum((spending_of(made) for _, made in store.items()), Spending()))
+            self._counted[store.folder] = counted
+        return counted
 
     async def _find_room(self, most: Spending) -> None:
         self._enter_loop()
@@ -115,14 +131,16 @@ class Budget:
             self._reserved, self._num_reserved = Spending(), 0
 
     def _look(self) -> None:
+        """What this process put was settled, so only the records of others are new."""
         if time.monotonic() - self._looked_at < LOOK_EVERY_S:
             return
         self._looked_at = time.monotonic()
-        for name, (store, seen) in self._stores.items():
-            store.refresh()
-            for _, made in store.items(seen, others=True):  # what this process put was settled
-                self.spent += spending_of(made)
-            self._stores[name] = (store, len(store))
+        for counted in self._counted.values():
+            if counted.store.closed:
+                continue
+            counted.store.refresh()
+            counted.spent += sum((spending_of(made) for _, made in counted.store.items(counted.seen, others=True)), Spending())
+            counted.seen = len(counted.store)
 
     def _fits(self, total: Spending) -> bool:
         max_tokens, max_cost = self.config.max_tokens, self.config.max_cost

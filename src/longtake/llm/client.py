@@ -77,7 +77,7 @@ class LlmClient:
         """
         if self._server is None:
             raise RuntimeError("an LlmClient asks inside `async with` only")
-        digest = call_digest(call, self._model or await self._name_model(), self.config.extra_body)
+        digest = call_digest(call, await self.model_name(), self.config.extra_body)
         counts = self._counts[call.purpose]
         counts.calls += 1
         running = self._running.get(digest)
@@ -99,6 +99,10 @@ class LlmClient:
             return Answer(result.value, result.input_tokens, result.output_tokens, cached=True)
         return result
 
+    async def model_name(self) -> str:
+        """Under which answers are kept: as configured, or that of the server's only model. Raises LlmError."""
+        return self._model or await self._name_model()
+
     def metrics(self) -> dict[str, float]:
         """Counts since it was made, in the group `llm`: calls, cached, paid, retries and failures by kind, tokens, cost, seconds."""
         return self._counts.metrics()
@@ -112,7 +116,6 @@ class LlmClient:
         self._server = ChatServer(self.config)
         self._slots, self._naming = asyncio.Semaphore(self.config.concurrency), asyncio.Lock()
         self._broken = None
-        self._budget.count(self._store)
         if self._budget.config.max_cost is not None and not (self.config.input_price or self.config.output_price):
             self._say_once("price", "has no prices in the configuration: its calls do not count in budget.max_cost")
         return self
@@ -168,12 +171,13 @@ class LlmClient:
     async def _paid(self, call: ChatCall, attempt: int, key: str) -> dict[str, Any] | CallFailure:
         """A new answer, as it is kept."""
         counts = self._counts[call.purpose]
-        started_at = time.monotonic()
+        lost_at = float("inf")
         for number in range(1 + self.config.max_retries):
             got = await self._request(call, attempt, key)
             if not isinstance(got, Fault):
                 return got
-            await self._check_run(got, number + 1, started_at)
+            lost_at = min(lost_at, time.monotonic()) if got.unreachable else float("inf")
+            await self._check_run(got, number + 1, lost_at)
             if not got.retried or number == self.config.max_retries:
                 return CallFailure(got.kind, failed(self.config, call, got, number + 1), number + 1)
             counts.retries[got.kind] += 1
@@ -186,7 +190,7 @@ class LlmClient:
         async with self._slots:
             self._raise_if_over()
             room = self._most(call)
-            async with self._budget.reserve(room) as reservation:
+            async with self._budget.reserve(self._store, room) as reservation:
                 await self._limits.wait(room.tokens)
                 self._raise_if_over()
                 assert self._server is not None
@@ -255,8 +259,8 @@ class LlmClient:
             self._limits.pause(fault.after_s)
         await asyncio.sleep(fault.after_s + self.config.backoff_s * self._chance.random() / 2)
 
-    async def _check_run(self, fault: Fault, tries: int, started_at: float) -> None:
-        """Raises LlmError for a fault that every other call would meet too."""
+    async def _check_run(self, fault: Fault, tries: int, lost_at: float) -> None:
+        """Raises LlmError for a fault that every other call would meet too. `lost_at`: since when there has been no connection."""
         assert self._server is not None
         error: LlmError | None = None
         if fault.status in _DENIED:
@@ -265,7 +269,7 @@ class LlmClient:
             error = no_credit(self.config, fault)
         elif fault.status == 404:
             error = not_found(self.config, str(self._model), fault, await self._server.model_names())
-        elif fault.unreachable and tries > self.config.max_retries and self._heard_at < started_at:
+        elif fault.unreachable and tries > self.config.max_retries and self._heard_at < lost_at:
             error = unreachable(self.config, fault, tries)
         if error is not None:
             self._broken = self._broken or error
@@ -289,13 +293,12 @@ class LlmClient:
 
     async def _list_models(self) -> list[str] | Fault:
         assert self._server is not None
-        started_at = time.monotonic()
         for number in range(1 + self.config.max_retries):
             names = await self._server.model_names()
             if not isinstance(names, Fault):
                 break
             if names.status != 404:
-                await self._check_run(names, number + 1, started_at)
+                await self._check_run(names, number + 1, time.monotonic())
             if not names.retried or number == self.config.max_retries:
                 break
             await self._pause(names, number)

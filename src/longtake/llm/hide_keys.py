@@ -11,7 +11,7 @@ from urllib.parse import quote
 HIDDEN = "[key]"
 SHORTEST = 8
 """Shorter keys are stand-ins, such as EMPTY, and might be words of an answer."""
-_LIKE_KEYS = re.compile(r"(?i)\bbearer\s+[^\s\"',]{4,}|\bsk-[A-Za-z0-9_*.\-]{6,}")
+_LIKE_KEYS = re.compile(r"(?i)\bbearer\s+[^\s\"',;]{4,}|\bsk-[A-Za-z0-9_*.\-]{6,}")
 
 
 def hider(key: str | None) -> Callable[[str], str]:

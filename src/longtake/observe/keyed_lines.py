@@ -107,6 +107,7 @@ class KeyedLines:
         self._places: dict[str, _Place] = {}
         """In the order in which they were found or put."""
         self._files: list[_File] = []
+        self.closed = False
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{writer}.jsonl"
         self._own = _File(path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666))
@@ -141,6 +142,7 @@ class KeyedLines:
         text = json.dumps({"key": key, "made": dict(made)}, ensure_ascii=False, allow_nan=False)
         line = text.encode("utf-8", "backslashreplace") + b"\n"  # half a surrogate pair becomes its JSON escape
         with self._lock:
+            self._check_open()
             if key in self._places:
                 return
             self._write(line)
@@ -151,6 +153,7 @@ class KeyedLines:
     def refresh(self) -> int:
         """Read what other writers have appended since; returns how many keys are new. Raises CheckpointError for a damaged line."""
         with self._lock:
+            self._check_open()
             before = len(self._places)
             known = {file.path for file in self._files}
             for path in sorted(self.folder.glob("*.jsonl")):
@@ -172,15 +175,20 @@ class KeyedLines:
 
     def close(self) -> None:
         """Gives the writer's name free; nothing can be read or put any more."""
-        for file in self._files:
-            os.close(file.fd)
-        self._files, self._places = [], {}
+        with self._lock:
+            for file in self._files:
+                os.close(file.fd)
+            self._files, self._places, self.closed = [], {}, True
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ValueError(f"the results in {self.folder} are closed")
 
     def _read_on(self, index: int) -> None:
         for key, offset, length in self._files[index].new_lines():

@@ -153,12 +153,12 @@ class LlmServer:
     def _reply_to(self, method: str, path: str, headers: dict[str, str], content: bytes) -> tuple[Reply, Request | None]:
         if self.key is not None and headers.get("authorization") != f"Bearer {self.key}":
             return refused(401, "wrong key: $authorization", code="invalid_api_key"), None
-        if method == "GET" and path.endswith("/models"):
+        if (method, path) == ("GET", "/v1/models"):
             self.num_listed += 1
             return Reply(
                 body=json.dumps({"object": "list", "data": [{"id": name, "object": "model"} for name in self.models]}).encode()
             ), None
-        if method != "POST" or not path.endswith("/chat/completions"):
+        if (method, path) != ("POST", "/v1/chat/completions"):
             return refused(404, f"no such path: {path}"), None
         body = json.loads(content)
         self.in_flight += 1

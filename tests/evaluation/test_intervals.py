@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 
-from longtake.evaluation.intervals import chance_interval, cluster_bootstrap, mcnemar_exact, wilson
+from longtake.evaluation.intervals import chance_interval, chi_square_p, cluster_bootstrap, mcnemar_exact, wilson
 
 
 def test_wilson_at_hand_computed_values():
@@ -77,3 +77,13 @@ def test_cluster_bootstrap_repeats_itself_and_has_plain_edges():
     assert cluster_bootstrap(clusters, seed=3) == cluster_bootstrap(clusters, seed=3)
     assert cluster_bootstrap([(2, 2)] * 5) == (1.0, 1.0)
     assert cluster_bootstrap([]) == (0.0, 1.0)
+
+
+def test_chi_square_at_tabled_quantiles():
+    """95 % points of the tables in every textbook: 3.841, 5.991, 7.815, 9.488, 16.919, 18.307."""
+    points = {1: 3.841459, 2: 5.991465, 3: 7.814728, 4: 9.487729, 9: 16.918978, 10: 18.307038}
+    for degrees, point in points.items():
+        assert chi_square_p(point, degrees) == pytest.approx(0.05, abs=1e-7)
+    assert chi_square_p(16.26623, 3) == pytest.approx(0.001, abs=1e-8)
+    assert chi_square_p(0.0, 3) == 1.0 and chi_square_p(5.0, 0) == 1.0
+    assert 0.0 <= chi_square_p(5_000.0, 3) < 1e-300

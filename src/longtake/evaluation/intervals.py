@@ -54,6 +54,23 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
     return min(1.0, p)
 
 
+def chi_square_p(statistic: float, degrees: int) -> float:
+    """P(X >= statistic) of a chi-square variable with so many degrees of freedom, by the closed forms of the incomplete gamma function.
+
+    Q(1/2, x) = erfc(sqrt(x)), Q(1, x) = exp(-x), Q(a + 1, x) = Q(a, x) + x^a exp(-x) / Gamma(a + 1), with a = degrees / 2, x = statistic / 2.
+    No degree of freedom: 1.
+    """
+    x = statistic / 2
+    if degrees < 1 or x <= 0:
+        return 1.0
+    a = 0.5 if degrees % 2 else 1.0
+    upper = math.erfc(math.sqrt(x)) if degrees % 2 else math.exp(-x)
+    while 2 * a < degrees:
+        upper += math.exp(a * math.log(x) - x - math.lgamma(a + 1))
+        a += 1
+    return min(1.0, upper)
+
+
 def chance_interval(n: int, p: float, level: float = 0.99) -> tuple[float, float]:
     """Shares of right answers that pure guessing stays within with probability >= `level`: central, exact binomial.
 

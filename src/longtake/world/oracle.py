@@ -17,17 +17,22 @@ import numpy as np
 
 from longtake.config.world_serve import LieRates
 from longtake.world.log import read_world
-from longtake.world.oracle_captions import caption_of, lie, moments_of, read_lines, sights_of
+from longtake.world.oracle_captions import CaptionLine, Sight, caption_of, lie, moments_of, read_caption, read_lines, sentence, sights_of
 from longtake.world.oracle_drafts import Notes, OracleDraft, conclusion, draft, merged, queries, retell
+from longtake.world.oracle_faults import Around, given_away, other_answers, plant
 from longtake.world.oracle_frames import FrameIndex, Sighting
+from longtake.world.oracle_languages import understood
+from longtake.world.oracle_ledger import Ledger, LedgerEntry
 from longtake.world.oracle_request import CANNOT_TELL, OracleRequest, OracleRequestError, place_among
 from longtake.world.questions import CATEGORIES, LETTERS, purposes
 from longtake.world.render import objects_at, scene_at
-from longtake.world.story import CHARACTERS, PLACES, Story
-from longtake.world.truth import Moment, Seen, answer_from, parse_question, same_meaning
+from longtake.world.story import CHARACTERS, MIN_SCENES, PLACES, Story, make_story
+from longtake.world.truth import Moment, Seen, answer_from, is_true, same_meaning
 
 MIN_GAP_S = 3.0
 """Frames that are no further apart than this, or than 1.5 times their usual distance, miss nothing."""
+LONG_ANSWER_CHARS = 60
+"""Such an answer is a paragraph: what stands before its first comma is the answer."""
 PURPOSES = (
     *("caption", "ground", "rewrite", "support", "watch", "blind", "judge"),
     *(f"{kind}_{category}" for kind in ("question", "open") for category in CATEGORIES),
@@ -43,13 +48,16 @@ class Oracle:
         Raises ConfigError for a folder that is no world, VideoError for a damaged video.
         """
         self.rates, self.seed = rates or LieRates(), seed
+        self.ledger = Ledger(ledger)
         self.frames = FrameIndex([read_world(folder) for folder in worlds])
         self.counts: Counter[str] = Counter()
-        """Requests by purpose, lies as `lie/<purpose>`, and `frames/wrong_times` for images that were shown at other times than told."""
+        """Requests by purpose, lies as `lie/<purpose>`, planted faults as `fault/<name>`, and `frames/wrong_times`: images that are frames
+        of other times than told."""
         self._lock = threading.Lock()
 
     def close(self) -> None:
         """Nothing is written any more."""
+        self.ledger.close()
 
     def answer(self, request: OracleRequest) -> Any:
         """The value that the request's schema describes. Raises OracleRequestError for a request it cannot understand."""
@@ -84,11 +92,13 @@ class Oracle:
         """Drafts; fewer than wanted when the captions do not carry more."""
         kind, _, category = request.purpose.partition("_")
         notes = Notes.read(read_lines(request.block("captions")), request.duration_s)
-        chance = request.chance(self.seed, "order")
         found = queries(notes, category)
-        chosen = [found[int(index)] for index in chance.permutation(len(found))[: request.count]]
-        drafts = [draft(notes, query, kind == "open", request.chance(self.seed, f"draft {n}")) for n, query in enumerate(chosen)]
-        drafts = [self._lied(request, notes, one, number) for number, one in enumerate(drafts)]
+        order = request.chance(self.seed, "order").permutation(len(found))[: request.count]
+        drafts: list[OracleDraft] = []
+        for number, index in enumerate(order):
+            sound = draft(notes, found[int(index)], kind == "open", request.chance(self.seed, f"draft {number}"))
+            drafts.append(self._spoilt(request, notes, sound, drafts))
+        self.ledger.write(self._entries(request, notes, drafts))
         return {"questions": [_as_answer(one) for one in drafts]}
 
     def rewrite(self, request: OracleRequest) -> dict[str, Any]:
@@ -108,15 +118,14 @@ class Oracle:
 
     def blind(self, request: OracleRequest) -> dict[str, Any]:
         """A guess, except where the question says the answer."""
-        given = told_by_question(request.block("question"), request.options)
+        question, options = request.block("question"), request.options
         chance = request.chance(self.seed, "blind")
-        if request.options:
-            guess = int(chance.integers(len(request.options)))
-            index = place_among(request.options, given)
-            return {"answer": LETTERS[guess if index is None else self._maybe_other(request, index, len(request.options))]}
-        query = parse_question(request.block("question"))
-        guesses = purposes(str(chance.choice(CHARACTERS))).values() if query is not None and query.kind == "why" else PLACES
-        return {"answer": given if given is not None else str(chance.choice(list(guesses)))}
+        possible = options or _possible_answers(question)
+        given = given_away(question, possible)
+        guess = possible.index(given) if given is not None else int(chance.integers(len(possible)))
+        if given is not None:
+            guess = self._maybe_other(request, guess, len(possible))
+        return {"answer": LETTERS[guess] if options else possible[guess]}
 
     def judge(self, request: OracleRequest) -> dict[str, Any]:
         return self._verdict(request, same_meaning(request.block("reference"), request.block("response")))
@@ -135,10 +144,10 @@ class Oracle:
 
     def _vote(self, request: OracleRequest, seen: Seen) -> dict[str, Any]:
         """What was seen decides; a voter who lies names another option, or the other verdict."""
-        query = parse_question(request.block("question"))
+        query = understood(request.block("question"))
         answer = None if query is None else answer_from(seen, query)
         if not request.options:
-            return self._verdict(request, answer is not None and same_meaning(answer, request.block("answer")))
+            return self._verdict(request, answer is not None and _says(request.block("answer"), answer))
         index = place_among(request.options, answer)
         if index is None and not self._lies(request, self.rates.answers):
             return {"answer": CANNOT_TELL}
@@ -156,17 +165,47 @@ class Oracle:
             return index
         return (index + int(request.chance(self.seed, "vote").integers(1, count))) % count
 
-    def _lied(self, request: OracleRequest, notes: Notes, one: OracleDraft, number: int) -> OracleDraft:
-        """At the rate of lies the same question with another key, and a reasoning that comes to it."""
-        chance = request.chance(self.seed, f"key {number}")
-        if chance.random() >= self.rates.answers:
-            return one
-        self._count(f"lie/{request.purpose}")
-        wrong = [text for text in one.options if text != one.answer] or _other_answers(one)
-        answer = str(chance.choice(wrong))
-        letter = LETTERS[one.options.index(answer)] if one.options else ""
-        reasoning = one.reasoning.replace(conclusion(one.query, one.answer), conclusion(one.query, answer))
-        return replace(one, answer=answer, letter=letter, reasoning=reasoning, key_lied=True)
+    def _spoilt(self, request: OracleRequest, notes: Notes, one: OracleDraft, earlier: Sequence[OracleDraft]) -> OracleDraft:
+        """With a planted fault, or another key, or as it is."""
+        chance = request.chance(self.seed, f"fault {len(earlier)}")
+        if chance.random() < self.rates.planted:
+            spoilt = plant(one, _around(request, notes, earlier, chance))
+            self._count(f"fault/{spoilt.fault}")
+            return spoilt
+        if chance.random() < self.rates.answers:
+            self._count(f"lie/{request.purpose}")
+            return with_other_key(one, chance)
+        return one
+
+    def _entries(self, request: OracleRequest, notes: Notes, drafts: Sequence[OracleDraft]) -> list[LedgerEntry]:
+        """What the ledger keeps of the drafts."""
+        video = self._fitting(notes)
+        story = self.frames.videos[video].story
+        category = request.purpose.partition("_")[2]
+        return [
+            LedgerEntry(
+                request=request.digest,
+                number=number,
+                category=category,
+                question=one.question,
+                options=one.options,
+                answer=one.answer,
+                reasoning=one.reasoning,
+                ranges=one.ranges,
+                fault=one.fault,
+                key_lied=one.key_lied,
+                captions_lied=not all(agrees(line, story) for line in evidence_of(notes, one)),
+                video=str(self.frames.videos[video].path),
+                true=is_true(story, one.question, one.answer),
+            )
+            for number, one in enumerate(drafts)
+        ]
+
+    def _fitting(self, notes: Notes) -> int:
+        """The video whose log the captions contradict least, of those of the right length."""
+        likely = self.frames.likely(notes.seen.duration_s)
+        fits = [sum(agrees(line, self.frames.videos[video].story) for line in notes.lines) for video in likely]
+        return likely[fits.index(max(fits))]
 
     def _lies(self, request: OracleRequest, rate: float) -> bool:
         lied = bool(request.chance(self.seed, "lie").random() < rate)
@@ -206,19 +245,50 @@ class Oracle:
         return objects_at(story, time_s, height, width)
 
 
-def told_by_question(question: str, options: Sequence[str]) -> str | None:
-    """The answer of a question that gives itself away: what stands before it names one option alone, or tells what is asked for."""
-    before = question[: question.rstrip().rfind(". ") + 1] if ". " in question else ""
-    if not before:
-        return None
-    named = [option for option in options if option and option.lower() in before.lower()]
-    return named[0] if len(named) == 1 else None
+def with_other_key(one: OracleDraft, rng: np.random.Generator) -> OracleDraft:
+    """The same question with another key, and a reasoning that comes to it."""
+    wrong = [text for text in one.options if text != one.answer] or other_answers(one)
+    answer = str(rng.choice(wrong))
+    letter = LETTERS[one.options.index(answer)] if one.options else ""
+    reasoning = one.reasoning.replace(conclusion(one.query, one.answer), conclusion(one.query, answer))
+    return replace(one, answer=answer, letter=letter, reasoning=reasoning, key_lied=True)
 
 
-def _other_answers(one: OracleDraft) -> list[str]:
-    """For an open-ended question: what could be said instead."""
-    pool: Sequence[str] = tuple(purposes(CHARACTERS[0]).values()) if one.query.kind == "why" else PLACES
-    return [text for text in pool if text not in (one.answer, one.query.place)]
+def agrees(line: CaptionLine, story: Story) -> bool:
+    """Whether nothing in a caption contradicts the event log."""
+    shown = [scene for scene in story.scenes if scene.start_s < line.stop_s and scene.stop_s > line.start_s]
+    return all(
+        any(scene.place == sight.place and sight.event in (None, scene.event) for scene in shown) for sight in read_caption(line.text)
+    )
+
+
+def evidence_of(notes: Notes, one: OracleDraft) -> list[CaptionLine]:
+    """Captions of the cited ranges."""
+    return [line for line in notes.lines if any(line.start_s < stop and line.stop_s > start for start, stop in one.ranges)]
+
+
+def _around(request: OracleRequest, notes: Notes, earlier: Sequence[OracleDraft], rng: np.random.Generator) -> Around:
+    """For a fault; the other video is one that nobody has filmed, of the same length."""
+    duration_s = notes.seen.duration_s or (notes.lines[-1].stop_s if notes.lines else 60.0)
+    other = make_story(int(rng.integers(1 << 40, 1 << 41)), seconds=(duration_s, duration_s), num_scenes=(MIN_SCENES, MIN_SCENES + 1))
+    lines = [CaptionLine(scene.start_s, scene.stop_s, sentence(Sight(scene.place, scene.event))) for scene in other.scenes]
+    longest = request.max_answer_chars
+    category = request.purpose.partition("_")[2]
+    return Around(notes, category, duration_s, tuple(earlier), Notes.read(lines, duration_s), longest, rng)
+
+
+def _says(text: str, answer: str) -> bool:
+    """Whether an open-ended answer is the answer, or begins with it and goes on at length."""
+    first = text.partition(",")[0].removeprefix("The reason was ") if len(text) >= LONG_ANSWER_CHARS else text
+    return same_meaning(first, answer)
+
+
+def _possible_answers(question: str) -> list[str]:
+    """To an open-ended question, for somebody who knows the world and has not seen the video."""
+    query = understood(question)
+    if query is None or query.kind != "why":
+        return [place for place in PLACES if query is None or place != query.place]
+    return list(dict.fromkeys(text for other in CHARACTERS for text in purposes(other).values()))
 
 
 def _as_answer(one: OracleDraft) -> dict[str, Any]:

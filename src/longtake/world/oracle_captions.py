@@ -45,7 +45,12 @@ def sentence(sight: Sight) -> str:
     """One."""
     if sight.event is None:
         return f"The {sight.place} is empty."
-    return f"{'On' if sight.place in ON else 'In'} the {sight.place} {told(sight.event)}."
+    return f"{preposition(sight.place).capitalize()} the {sight.place} {told(sight.event)}."
+
+
+def preposition(place: str) -> str:
+    """`in` or `on`"""
+    return "on" if place in ON else "in"
 
 
 def told(event: Event) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from longtake.world.oracle_captions import CaptionLine, moments_of, read_caption, told
+from longtake.world.oracle_captions import CaptionLine, Sight, moments_of, preposition, read_caption, sentence, told
 from longtake.world.questions import LETTERS, after_text, ends_text, purposes, where_text, why_text
 from longtake.world.story import CHARACTERS, PLACES, Event
 from longtake.world.truth import Moment, Query, Seen, answer_from, same_event
@@ -167,10 +167,22 @@ def ranges_of(lines: Sequence[CaptionLine]) -> tuple[Range, ...]:
 
 
 def reason(lines: Sequence[CaptionLine], query: Query, answer: str) -> str:
-    """As somebody writes it who reads captions: `retell` makes a viewer's words of it."""
-    said = " ".join(f"The caption at {line.start_s:.1f} s - {line.stop_s:.1f} s says: {line.text}" for line in dict.fromkeys(lines))
+    """As somebody writes it who reads captions: `retell` makes a viewer's words of it. A sentence for each stay at a place."""
+    stays = [stay for stay in merged(moments_of(lines)) if _matters(stay, query, answer)]
+    said = " ".join(
+        f"The captions at {stay.start_s:.1f} s - {stay.stop_s:.1f} s say: {sentence(Sight(stay.place, stay.event))}" for stay in stays
+    )
     kept = f" No later caption speaks of the {query.event.thing}." if query.event and answer == purposes(None)["keep"] else ""
     return f"{said}{kept} So {conclusion(query, answer)}."
+
+
+def _matters(stay: Moment, query: Query, answer: str) -> bool:
+    """Whether a stay belongs into the reasoning. That nothing happens to a thing is told by all of them."""
+    if query.kind == "where":
+        return stay.event is not None and query.event is not None and same_event(stay.event, query.event)
+    if query.kind == "why" and answer != purposes(None)["keep"]:
+        return stay.event is not None and query.event is not None and stay.event.thing == query.event.thing
+    return query.kind == "why" or stay.place in (query.place, answer)
 
 
 def conclusion(query: Query, answer: str) -> str:
@@ -178,16 +190,16 @@ def conclusion(query: Query, answer: str) -> str:
     if query.kind == "after":
         return f"the place right after the {query.place} is the {answer}"
     if query.kind in ("begin", "end"):
-        return f"the story {query.kind}s in the {answer}"
+        return f"the story {query.kind}s {preposition(answer)} the {answer}"
     assert query.event is not None
     if query.kind == "why":
         return f"the {query.event.actor} wanted the {query.event.thing} {answer}"
-    return f"it was in the {answer} that {told(query.event)}"
+    return f"{told(query.event)} {preposition(answer)} the {answer}"
 
 
 _AT = r"(\d+\.\d) s - (\d+\.\d) s"
 _RETOLD = (
-    (re.compile(rf"The caption at {_AT} says: "), r"What I see from \1 s to \2 s: "),
+    (re.compile(rf"The captions at {_AT} say: "), r"What I see from \1 s to \2 s: "),
     (re.compile(r"No later caption speaks of the (\w+)\."), r"From then on I do not see anybody do anything with the \1."),
 )
 

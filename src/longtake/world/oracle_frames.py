@@ -31,6 +31,8 @@ FITS = 5.0
 """Mean difference of two thumbnails (0 to 255 per value) up to which they show the same."""
 STRANGE = 16.0
 """From here on an image is of no video of the worlds."""
+NEAR_S = 0.1
+"""Durations are told with one decimal."""
 SLACK_S = 0.011
 """Times of images are rounded to hundredths."""
 _FAR_S = 1e7
@@ -87,7 +89,7 @@ class FrameIndex:
     def find(self, images: Sequence[bytes], times_s: Sequence[float] = (), duration_s: float | None = None) -> Sighting:
         """Raises OracleRequestError for what is no image, or of no video of the worlds."""
         shown = np.stack([thumbnail(_opened(image)) for image in images])
-        likely = self._likely(duration_s)
+        likely = np.array(self.likely(duration_s))
         if len(times_s) == len(images):
             by_time = self._at_times(shown, np.asarray(times_s, np.float64), likely)
             if by_time.distance <= FITS:
@@ -101,23 +103,20 @@ class FrameIndex:
             )
         return anywhere
 
-    def _likely(self, duration_s: float | None) -> np.ndarray:
-        """Videos of that duration, all where there is none: bool [V]."""
-        lengths = np.array([video.duration_s for video in self.videos])
-        near = np.abs(lengths - duration_s) < 0.1 if duration_s is not None else np.ones(len(lengths), bool)
-        return near if near.any() else np.ones(len(lengths), bool)
+    def likely(self, duration_s: float | None) -> list[int]:
+        """Videos of that duration; all where there is none, or it is not told."""
+        near = [video for video, known in enumerate(self.videos) if duration_s is not None and abs(known.duration_s - duration_s) < NEAR_S]
+        return near or list(range(len(self.videos)))
 
-    def _at_times(self, shown: np.ndarray, times_s: np.ndarray, likely: np.ndarray) -> Sighting:
-        videos = np.flatnonzero(likely)
+    def _at_times(self, shown: np.ndarray, times_s: np.ndarray, videos: np.ndarray) -> Sighting:
         frames = np.searchsorted(self._keys, videos[:, None] * _FAR_S + times_s[None] + SLACK_S, side="right") - 1
         frames = np.clip(frames, self._first[videos, None], self._first[videos + 1, None] - 1)  # [V, images]
         distances = np.stack([_differences(self._thumbnails[frames[:, number]], one) for number, one in enumerate(shown)], 1)
         best = int(distances.sum(1).argmin())
         return Sighting(int(videos[best]), tuple(self._times_s[frames[best]].tolist()), float(distances[best].max()), by_time=True)
 
-    def _anywhere(self, shown: np.ndarray, likely: np.ndarray) -> Sighting:
+    def _anywhere(self, shown: np.ndarray, videos: np.ndarray) -> Sighting:
         """For each video the frames that are most like the images; the video whose are best in all."""
-        videos = np.flatnonzero(likely)
         chosen = np.zeros((len(videos), len(shown)), np.int64)
         distances = np.zeros((len(videos), len(shown)))
         for row, video in enumerate(videos):

@@ -16,6 +16,8 @@ from longtake.observe.digest import digest_of
 from longtake.world.truth import same_meaning
 
 CANNOT_TELL = "cannot tell"
+MAX_ANSWER_CHARS = 1000
+"""Where the schema sets no limit."""
 _BLOCK = re.compile(rf"^<({'|'.join(TAGS)})>\n(.*?)\n?</\1>$", re.MULTILINE | re.DOTALL)
 _OPTION = re.compile(r"^([A-H])\. ?(.*)$", re.MULTILINE)
 _SPAN = re.compile(r"^(-?\d+(?:\.\d+)?) s - (-?\d+(?:\.\d+)?) s$", re.MULTILINE)
@@ -85,6 +87,14 @@ class OracleRequest:
         """How many questions are wanted at most."""
         found = _NUMBER.search(self.blocks.get("count", ""))
         return int(found.group()) if found else 1
+
+    @property
+    def max_answer_chars(self) -> int:
+        """Longest open-ended answer that the schema allows."""
+        found: Any = self.schema
+        for name in ("properties", "questions", "items", "properties", "answer", "maxLength"):
+            found = found.get(name) if isinstance(found, Mapping) else None
+        return found if isinstance(found, int) else MAX_ANSWER_CHARS
 
     def chance(self, seed: int, what: str) -> np.random.Generator:
         """A generator for one decision about this request, which no other decision disturbs."""

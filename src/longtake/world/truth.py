@@ -7,7 +7,7 @@ seen there cannot be told.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -146,20 +146,21 @@ def same_event(left: Event, right: Event) -> bool:
     return left.actor == right.actor and (left.other == right.other or None in (left.other, right.other))
 
 
-def _any(names: Sequence[str]) -> str:
+def _any(names: Iterable[str]) -> str:
     return f"({'|'.join(names)})"
 
 
-_WHERE = rf"\bwhere(?: then)? did the {_any(CHARACTERS)} (take|give|hide|use|meet)"
+VERBS: dict[str, EventKind] = {"take": "takes", "give": "gives", "hide": "hides", "use": "uses", "meet": "meets"}
+_ASKED_PLACE = r"(?:where|(?:in|at) which place)(?: then| exactly)?"
 _FORM_OF: dict[QueryKind, str] = {
-    "after": rf"\bwhich place(?: then)? came right after the {_any(PLACES)}",
-    "why": rf"\bwhy(?: then)? did the {_any(CHARACTERS)} want the {_any(THINGS)}",
-    "begin": r"\bwhere(?: then)? does the story begin",
-    "end": r"\bwhere(?: then)? does the story end",
-    "where": rf"{_WHERE}(?: the {_any(THINGS)})?(?:(?: to)? the {_any(CHARACTERS)})?",
+    "after": rf"\b(?:which|what) place(?: then| exactly)? (?:came|comes) (?:right|directly|immediately) after the {_any(PLACES)}",
+    "why": rf"\bwhy(?: then| exactly)? did the {_any(CHARACTERS)} want the {_any(THINGS)}",
+    "begin": rf"\b{_ASKED_PLACE} does the story begin",
+    "end": rf"\b{_ASKED_PLACE} does the story end",
+    "where": rf"\b{_ASKED_PLACE} did the {_any(CHARACTERS)} {_any(VERBS)}(?: the {_any(THINGS)})?(?:(?: to)? the {_any(CHARACTERS)})?",
 }
 _FORMS = {kind: re.compile(form + r"\s*\?\s*$", re.IGNORECASE) for kind, form in _FORM_OF.items()}
-"""As `world.questions` puts them, with or without a `then`."""
+"""As `world.questions` puts them, and in slightly other words."""
 
 
 def parse_question(text: str) -> Query | None:
@@ -177,11 +178,8 @@ def _query(kind: QueryKind, names: Sequence[str | None]) -> Query:
     if kind == "why":
         return Query(kind, event=Event("takes", str(names[0]), thing=names[1]))
     if kind == "where":
-        return Query(kind, event=Event(_KINDS[str(names[1])], str(names[0]), other=names[3], thing=names[2]))
+        return Query(kind, event=Event(VERBS[str(names[1])], str(names[0]), other=names[3], thing=names[2]))
     return Query(kind)
-
-
-_KINDS: dict[str, EventKind] = {"take": "takes", "give": "gives", "hide": "hides", "use": "uses", "meet": "meets"}
 
 
 def same_meaning(left: str, right: str) -> bool:

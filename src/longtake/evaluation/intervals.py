@@ -57,7 +57,7 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
 def chi_square_p(statistic: float, degrees: int) -> float:
     """P(X >= statistic) of a chi-square variable with so many degrees of freedom, by the closed forms of the incomplete gamma function.
 
-    Q(1/2, x) = erfc(sqrt(x)), Q(1, x) = exp(-x), Q(a + 1, x) = Q(a, x) + x^a exp(-x) / Gamma(a + 1), with a = degrees / 2, x = statistic / 2.
+    Q(1/2, x) = erfc(sqrt(x)), Q(1, x) = exp(-x), Q(a + 1, x) = Q(a, x) + x^a exp(-x) / Gamma(a + 1); a = degrees / 2, x = statistic / 2.
     No degree of freedom: 1.
     """
     x = statistic / 2

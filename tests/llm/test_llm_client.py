@@ -75,6 +75,25 @@ def test_what_is_sent_and_what_comes_back(tmp_path: Path) -> None:
     assert (answer.value, answer.input_tokens, answer.output_tokens, answer.cached) == ({"caption": "a red cube"}, 100, 20, False)
 
 
+def test_texts_that_no_request_can_hold_are_mended(tmp_path: Path) -> None:
+    with LlmServer(heard) as server:
+        answers, _ = asked(endpoint(server.url), tmp_path, [caption_call("half \ud83c pair"), caption_call("图", system="\udc80")])
+    assert [answer.value["caption"] for answer in answers] == ["half ? pair", "图"]
+
+
+def test_two_clients_that_pay_at_once_agree_on_one_answer(tmp_path: Path) -> None:
+    async def scenario() -> list[Any]:
+        with KeyedLines(tmp_path, "test") as store:
+            one, two = (LlmClient(endpoint(server.url), store) for _ in range(2))
+            async with one, two:
+                return [*await asyncio.gather(one.ask(CAPTION), two.ask(CAPTION)), await one.ask(CAPTION)]
+
+    replies = [said({"caption": "first"}, delay_s=0.2), said({"caption": "second"}, delay_s=0.2)]
+    with LlmServer(lambda body: replies.pop(0)) as server:
+        answers = asyncio.run(scenario())
+    assert len(server.requests) == 2 and len({answer.value["caption"] for answer in answers}) == 1
+
+
 def test_servers_without_schemas_are_told_in_words(tmp_path: Path) -> None:
     with LlmServer(lambda body: said('<think>hm</think>```json\n{"caption": "x"}\n```')) as server:
         for structured in ("json_object", "off"):

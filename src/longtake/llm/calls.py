@@ -51,6 +51,7 @@ class Answer:
     value: Any
     """Decoded."""
     input_tokens: int
+    """Of all answers that it took, bad ones before it included."""
     output_tokens: int
     cached: bool
     """Whether it was paid before."""
@@ -61,11 +62,12 @@ class CallFailure:
     """A call that came to nothing: it costs what depends on it, and is counted."""
 
     kind: str
-    """`http_429`, `http_500`, `timeout`, `connection`, `not_json`, `schema`, `length`, `refused` ..."""
+    """Of the last try: `http_<status>`, `timeout`, `connection`, or `garbled` (no answer of this protocol); of the last answer: `length`,
+    `refused`, `not_json` or `schema`."""
     message: str
     """One line: what was given, the rule, the remedy. Never a key."""
     tries: int
 
 
 Ask = Callable[[ChatCall], Awaitable[Answer | CallFailure]]
-"""How everything above this room asks. Raises BudgetError when the call would pass the budget."""
+"""How everything above this room asks. Raises BudgetError when the call would pass the budget, LlmError when the server cannot be used."""

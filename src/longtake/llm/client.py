@@ -205,7 +205,8 @@ class LlmClient:
                 made = self._made(call, attempt, got)
                 reservation.settle(Spending(made["input_tokens"] + made["output_tokens"], made["cost"]))
                 self._store.put(key, made)
-                return made
+                # Where another client of this process was faster, its answer stays, and is what every later run finds.
+                return self._store.get(key) or made
 
     def _made(self, call: ChatCall, attempt: int, got: Completion) -> dict[str, Any]:
         """What is kept of an answer, and counted."""

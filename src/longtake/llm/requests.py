@@ -23,8 +23,10 @@ OUTPUT_FIELD = "max_completion_tokens"
 def call_digest(call: ChatCall, model: str, extra_body: Mapping[str, Any]) -> str:
     """Names what is asked, with all that decides the answer; the server's address does not."""
     extra = json.dumps(extra_body, sort_keys=True)
-    asked = (call.system, call.parts, call.schema_text, float(call.temperature), call.max_tokens, call.sample)
-    return digest_of("llm call 1", model, *asked, extra)
+    system = None if call.system is None else _text(call.system)
+    parts = [part if isinstance(part, bytes) else _text(part) for part in call.parts]
+    settings = (call.schema_text, float(call.temperature), call.max_tokens, call.sample)
+    return digest_of("llm call 1", model, system, parts, *settings, extra)
 
 
 def attempt_key(digest: str, attempt: int) -> str:
@@ -58,12 +60,17 @@ def output_limit(call: ChatCall, config: EndpointConfig) -> int:
 
 def _messages(call: ChatCall, config: EndpointConfig) -> list[dict[str, Any]]:
     parts = call.parts if config.structured == "json_schema" else (*call.parts, instruction(call.schema_text))
-    content: Any = [_part(part) for part in parts] if call.num_images else "\n".join(map(str, parts))
-    system = [] if call.system is None else [{"role": "system", "content": call.system}]
+    content: Any = [_part(part) for part in parts] if call.num_images else _text("\n".join(map(str, parts)))
+    system = [] if call.system is None else [{"role": "system", "content": _text(call.system)}]
     return [*system, {"role": "user", "content": content}]
 
 
 def _part(part: str | bytes) -> dict[str, Any]:
     if isinstance(part, str):
-        return {"type": "text", "text": part}
+        return {"type": "text", "text": _text(part)}
     return {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{base64.b64encode(part).decode()}"}}
+
+
+def _text(text: str) -> str:
+    """With `?` for halves of surrogate pairs, which no request can hold."""
+    return text.encode("utf-8", "replace").decode()

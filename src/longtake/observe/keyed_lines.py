@@ -13,6 +13,7 @@ import os
 import re
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -112,14 +113,13 @@ class KeyedLines:
         path = folder / f"{writer}.jsonl"
         self._own = _File(path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666))
         self._files.append(self._own)
-        try:
+        with ExitStack() as on_error:
+            on_error.callback(self.close)
             _lock_file(self._own)
             self._read_on(0)
             os.ftruncate(self._own.fd, self._own.end)
             self.refresh()
-        except CheckpointError:
-            self.close()
-            raise
+            on_error.pop_all()
 
     def __contains__(self, key: str) -> bool:
         return key in self._places

@@ -276,7 +276,7 @@ def test_a_run_in_the_middle_is_shown_as_such(world, tmp_path):
     for until, missing in (("ingest", "segment"), ("question", "rewrite"), ("check", "difficulty")):
         run = write_curated_run(tmp_path / until, world, until=until)
         parsed = Parsed(view(run))
-        assert f"{missing}: not done yet." in parsed.text and f"{until}: not done yet" not in parsed.text
+        assert re.search(rf"Not done yet: {missing}, [a-z, ]*split\.", parsed.text)
         assert re.search(rf"\b{missing} not done yet", parsed.text)
     kept = [own for own, _ in Parsed(view(tmp_path / "check")).cards if own["data-state"] == "kept"]
     assert len(kept) == 10 and {own["data-split"] for own in kept} == {""}
@@ -291,7 +291,7 @@ def test_what_is_damaged_or_gone_is_told_and_the_rest_is_shown(world, tmp_path):
     parsed = Parsed(view(run))
     for told in (
         "caption could not be read, and counts as not done",
-        "ground: not done yet (ground.jsonl is there without its other half)",
+        "ground: ground.jsonl is there without its other half, and counts as not done",
         "The configuration of the run is unknown",
         "The folder of videos is unknown",
         "No caption of a clip in this range.",
@@ -319,8 +319,17 @@ def test_rows_that_no_stage_accounts_for_are_shown_as_lost(world, tmp_path):
     parsed = Parsed(view(run))
     lost = [own for own, _ in parsed.cards if own["data-state"] == "lost"]
     assert len(lost) == 1 and lost[0]["data-stage"] == "check"
-    assert "1 rows of check are neither kept nor dropped in difficulty" in parsed.text
+    assert "1 rows of check are neither in the stages after it nor dropped by any" in parsed.text
     assert rated.kept[0].draft.key in parsed.card(int(lost[0]["id"].removeprefix("row-")))[1]
+
+
+def test_a_row_that_check_drops_before_it_is_rewritten_is_not_lost(world, tmp_path):
+    run = write_curated_run(tmp_path / "run", world)
+    dropped = read_stage(run, "check").dropped[0].key
+    rewritten = read_stage(run, "rewrite")
+    write_stage(run, "rewrite", Outcome(tuple(one for one in rewritten.kept if one.key != dropped), rewritten.dropped))
+    states = [(one.state, one.stage) for one in read_curated(run).entries if one.key == dropped]
+    assert states == [("dropped", "check")]
 
 
 def test_figures_count_the_whole_run_and_the_choice_is_even_and_told(run_dir):

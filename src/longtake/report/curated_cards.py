@@ -93,7 +93,7 @@ def _head(entry: Entry) -> Html:
 
 def _why(entry: Entry) -> Html | None:
     if entry.state == "lost":
-        told = f"It is in the output of {entry.stage}, and the next stage neither kept nor dropped it."
+        told = f"It is in the output of {entry.stage}, and no later stage kept or dropped it."
         return el("p", el("strong", "Lost"), " ", told, class_="why")
     if entry.drop is None:
         return None
@@ -215,7 +215,7 @@ def _small(strip: Strip | None) -> Html | None:
     if strip is None:
         return None
     num = len(strip.times_s)
-    track = el("div", _frames(strip), _ticks(strip.times_s, 1.0, strip), class_="track", style=f"--n:{num};width:{num * strip.width}px")
+    track = el("div", _frames(strip), _ticks(strip.times_s, 1.0, strip), class_="track", style=f"--n:{num};--w:{strip.width}px")
     return el("div", track, class_="film", tabindex="0", role="group", aria_label="Frames inside the cited range")
 
 

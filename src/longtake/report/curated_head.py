@@ -49,11 +49,18 @@ def _figure(label: str, value: str, below: str) -> Html:
 def panels(run: CuratedRun) -> Html:
     """Funnel and drop reasons, then letters, categories and pass rates."""
     kept = [one for one in run.entries if one.state == "kept" and one.draft is not None]
-    first = [_panel("Stages", "What each kept, and what it dropped (striped)", _funnel(run)), _reasons(run)]
+    first = [
+        _panel("Stages", "What each kept, and what it dropped (striped). Checks without a model come before rewriting", _funnel(run)),
+        _reasons(run),
+    ]
     second = [
         _panel("Letters of the keys", "Of kept rows with options", _bars(_letters(kept))),
         _panel("Categories", "Kept, and dropped (striped), as far as there was a row", _bars(_categories(run.entries))),
-        _panel("Pass rates", "Of kept rows", _bars(_pass_rates(kept))),
+        _panel(
+            "Pass rates",
+            "Of kept rows",
+            _bars(_pass_rates(kept), "The policy was not asked." if "difficulty" in run.outcomes else "None yet."),
+        ),
     ]
     return join([el("div", join(first), class_="panels two top"), el("div", join(second), class_="panels top")])
 
@@ -81,10 +88,10 @@ def _funnel(run: CuratedRun) -> Html:
     return el("table", el("tbody", join(lines)), class_="bars funnel")
 
 
-def _bars(lines: Sequence[tuple[str, int, int]]) -> Html:
+def _bars(lines: Sequence[tuple[str, int, int]], nothing: str = "None yet.") -> Html:
     """Lines of (label, kept, dropped) on one scale."""
     if not lines:
-        return el("p", "None yet.", class_="note")
+        return el("p", nothing, class_="note")
     largest = max(1, *(kept + dropped for _, kept, dropped in lines))
     shown = (
         _bar_line(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -18,7 +17,7 @@ from longtake.observe.digest import digest_of
 ROW_STAGES: tuple[StageName, ...] = ("question", "rewrite", "check", "difficulty", "split")
 """Those whose records are rows."""
 State = Literal["kept", "dropped", "lost"]
-"""lost: in the output of a stage, and neither kept nor dropped by the next. That is a fault, and shown as one."""
+"""lost: in the output of a stage, and neither in the last one nor dropped by any. That is a fault, and shown as one."""
 KeyT = TypeVar("KeyT")
 
 
@@ -82,6 +81,9 @@ def read_curated(folder: Path, videos: Path | None = None) -> CuratedRun:
             rule="what is looked at is the folder of a run of longtake curate run",
             remedy="give the folder that was its `out` (of a part of a run: shards/PART in it), or wait until ingest is done",
         )
+    missing = [stage for stage in KINDS if stage not in outcomes]
+    if missing:
+        notes.append(f"Not done yet: {', '.join(missing)}.")
     config = _read_config(folder, notes)
     run = CuratedRun(folder, config, outcomes, _videos_root(folder, config, videos, notes), notes=notes)
     run.entries = _entries(run)
@@ -94,9 +96,9 @@ def _read_stage(folder: Path, stage: StageName, notes: list[str]) -> Outcome[Any
     except (CurationError, OSError, UnicodeDecodeError) as error:
         notes.append(f"{stage} could not be read, and counts as not done: {error}")
         return None
-    if outcome is None:
-        halves = [path.name for path in stage_files(folder, stage) if path.exists()]
-        notes.append(f"{stage}: not done yet" + (f" ({halves[0]} is there without its other half)." if halves else "."))
+    halves = [path.name for path in stage_files(folder, stage) if path.exists()]
+    if outcome is None and halves:
+        notes.append(f"{stage}: {halves[0]} is there without its other half, and counts as not done.")
     return outcome
 
 
@@ -146,12 +148,10 @@ def _entries(run: CuratedRun) -> list[Entry]:
     join = _Join(rows)
     found = [join.entry(draft_of(record).key, done[-1], "kept") for record in run.kept(done[-1])] if done else []
     found += [join.dropped(drop) for outcome in run.outcomes.values() for drop in outcome.dropped]
-    for before, after in pairwise(done):
-        dropped = {drop.key for drop in run.outcomes[after].dropped}
-        lost = [key for key in rows[before] if key not in rows[after] and key not in dropped]
-        if lost:
-            run.notes.append(f"{len(lost)} rows of {before} are neither kept nor dropped in {after}: they are shown as lost.")
-        found += [join.entry(key, before, "lost") for key in lost]
+    lost = join.lost(found)
+    for stage, keys in lost.items():
+        run.notes.append(f"{len(keys)} rows of {stage} are neither in the stages after it nor dropped by any: they are shown as lost.")
+        found += [join.entry(key, stage, "lost") for key in keys]
     places = {video: place for place, video in enumerate(run.videos)}
     order = {key: place for place, key in enumerate(join.first)}
     last = len(places) + len(order)
@@ -188,6 +188,16 @@ class _Join:
             split=None if placed is None else placed.split,
             drop=drop,
         )
+
+    def lost(self, found: Iterable[Entry]) -> dict[StageName, list[str]]:
+        """Keys by the last stage that has them, of those that are neither kept nor dropped. (Some checks are made before rewriting.)"""
+        told = {one.key for one in found}
+        last = {key: stage for stage in ROW_STAGES for key in self.rows.get(stage, {})}
+        keys: dict[StageName, list[str]] = {}
+        for key, stage in last.items():
+            if key not in told:
+                keys.setdefault(stage, []).append(key)
+        return keys
 
     def dropped(self, drop: Drop) -> Entry:
         key = drop.key or (drop.draft.key if drop.draft is not None else "")

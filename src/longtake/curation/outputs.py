@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import IO, Any, Self, TypeVar
 
 from pydantic import ValidationError
 
@@ -65,11 +66,9 @@ def read_stage(folder: Path, stage: StageName) -> Outcome[Any] | None:
 def write_lines(path: Path, values: Iterable[dict[str, Any]]) -> None:
     """JSON lines, written beside the target and renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        for value in values:
-            file.write(encode_line(value))
-    partial.replace(path)
+    with _beside(path).open("wb") as file:
+        file.writelines(encode_line(value) for value in values)
+    _beside(path).replace(path)
 
 
 def read_records(path: Path, kind: type[RecordT]) -> Iterator[RecordT]:
@@ -84,3 +83,43 @@ def read_records(path: Path, kind: type[RecordT]) -> Iterator[RecordT]:
                     rule="outputs of stages are read as they were written",
                     remedy="run the stage again (longtake curate run): answers that are paid are kept in the state folder",
                 ) from error
+
+
+class StageWriter:
+    """The outputs of several stages, written video by video in their order, whoever is finished first. A context manager.
+
+    The files appear when the block ends without an error, all of them; with one, the former ones stay.
+    """
+
+    def __init__(self, folder: Path, stages: Sequence[StageName]) -> None:
+        self._folder, self._stages = folder, stages
+        self._waiting: dict[int, Mapping[StageName, Outcome[Any]]] = {}
+        self._next = 0
+        self._files: dict[Path, IO[bytes]] = {}
+
+    def __enter__(self) -> Self:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for path in (path for stage in self._stages for path in stage_files(self._folder, stage)):
+            self._files[path] = _beside(path).open("wb")
+        return self
+
+    def put(self, number: int, outcomes: Mapping[StageName, Outcome[Any]]) -> None:
+        """What became of video `number`, counted from 0."""
+        self._waiting[number] = outcomes
+        while self._next in self._waiting:
+            for stage, outcome in self._waiting.pop(self._next).items():
+                for path, records in zip(stage_files(self._folder, stage), (outcome.kept, outcome.dropped), strict=True):
+                    self._files[path].writelines(encode_line(to_json(record)) for record in records)
+            self._next += 1
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for path, file in self._files.items():
+            file.close()
+            if kind is None:
+                _beside(path).replace(path)
+            else:
+                _beside(path).unlink()
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(path.name + ".partial")

@@ -63,7 +63,10 @@ class LlmClient:
         self._heard_at = float("-inf")
         """When the server last sent anything at all."""
         self._server: ChatServer | None = None
+        self._in_flight = 0
         self._slots: asyncio.Semaphore
+        self._sends: asyncio.Event
+        self._quiet: asyncio.Event
         self._naming: asyncio.Lock
 
     def __repr__(self) -> str:
@@ -103,6 +106,14 @@ class LlmClient:
         """Under which answers are kept: as configured, or that of the server's only model. Raises LlmError."""
         return self._model or await self._name_model()
 
+    async def drain(self) -> None:
+        """Send nothing more, and wait until what is in flight is answered and kept: before leaving, so that nothing is paid in vain.
+
+        Other calls wait until they are cancelled.
+        """
+        self._sends.clear()
+        await self._quiet.wait()
+
     def metrics(self) -> dict[str, float]:
         """Counts since it was made, in the group `llm`: calls, cached, paid, retries and failures by kind, tokens, cost, seconds."""
         return self._counts.metrics()
@@ -115,6 +126,9 @@ class LlmClient:
         """Raises ConfigError for a key that cannot be sent. Nothing is sent yet."""
         self._server = ChatServer(self.config)
         self._slots, self._naming = asyncio.Semaphore(self.config.concurrency), asyncio.Lock()
+        self._sends, self._quiet = asyncio.Event(), asyncio.Event()
+        self._sends.set()
+        self._quiet.set()
         self._broken = None
         if self._budget.config.max_cost is not None and not (self.config.input_price or self.config.output_price):
             self._say_once("price", "has no prices in the configuration: its calls do not count in budget.max_cost")
@@ -192,11 +206,10 @@ class LlmClient:
             room = self._most(call)
             async with self._budget.reserve(self._store, room) as reservation:
                 await self._limits.wait(room.tokens)
+                await self._sends.wait()
                 self._raise_if_over()
-                assert self._server is not None
-                body = request_body(call, attempt, str(self._model), self.config)
                 began = time.monotonic()
-                got = await self._server.complete(body)
+                got = await self._sent(request_body(call, attempt, str(self._model), self.config))
                 self._counts[call.purpose].seconds += time.monotonic() - began
                 if isinstance(got, Completion) or got.status:
                     self._heard_at = time.monotonic()
@@ -207,6 +220,17 @@ class LlmClient:
                 self._store.put(key, made)
                 # Where another client of this process was faster, its answer stays, and is what every later run finds.
                 return self._store.get(key) or made
+
+    async def _sent(self, body: dict[str, Any]) -> Completion | Fault:
+        assert self._server is not None
+        self._in_flight += 1
+        self._quiet.clear()
+        try:
+            return await self._server.complete(body)
+        finally:
+            self._in_flight -= 1
+            if not self._in_flight:
+                self._quiet.set()
 
     def _made(self, call: ChatCall, attempt: int, got: Completion) -> dict[str, Any]:
         """What is kept of an answer, and counted."""

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from longtake.config.curate import CurateConfig
+from longtake.config.curate import STAGES, CurateConfig
+from longtake.curation.audit import audit_checks, read_labels, row_verdicts
+from longtake.curation.card import CardFacts
 from longtake.curation.difficulty import rate_rows, unrated
 from longtake.curation.outputs import read_stage, write_stage
+from longtake.curation.pipeline import reaches
 from longtake.curation.prompts import Prompts
+from longtake.curation.publish import publish
 from longtake.curation.split import split_rows
+from longtake.llm.counts import paid_in
 from longtake.observe.keyed_lines import KeyedLines
 from longtake.observe.progress import Progress, say
 
@@ -36,10 +41,32 @@ def rate(config: CurateConfig, folder: Path, store: KeyedLines) -> None:
 
 
 def split_and_publish(config: CurateConfig, prompts: Prompts, folder: Path, answers: KeyedLines) -> None:
-    """`split` and `publish`: of all videos."""
+    """`split` and `publish`: of all videos. A row about a video that is dropped as another one's copy never comes here."""
     rated = read_stage(folder, "difficulty")
     assert rated is not None, "`difficulty` comes before"
     placed = split_rows(rated.kept, config.split, config.seed)
     for warning in placed.warnings:
         say(f"split: {warning}", "yellow")
     write_stage(folder, "split", placed)
+    if not reaches(config.until, "publish"):
+        return
+    outcomes = {stage: outcome for stage in STAGES if stage != "publish" and (outcome := read_stage(folder, stage)) is not None}
+    drops = [drop for outcome in outcomes.values() for drop in outcome.dropped]
+    checked = outcomes["check"].kept
+    published = {one.row.draft.key for one in placed.kept}
+    audit = None
+    if config.publish.labels is not None:
+        labels = read_labels(config.publish.labels)
+        audit = audit_checks(row_verdicts(outcomes["question"].kept, drops, checked, published), labels)
+    facts = CardFacts(
+        config,
+        kept={stage: len(outcome.kept) for stage, outcome in outcomes.items()},
+        drops=drops,
+        checked=checked,
+        prompts={purpose: prompts.text(purpose) for purpose in prompts.purposes},
+        paid=paid_in(answers),
+        warnings=placed.warnings,
+        audit=audit,
+    )
+    publish(placed.kept, outcomes["ingest"].kept, config.videos, config.out, facts)
+    say(f"curate: {len(placed.kept)} rows in {config.out / 'dataset'}, with a card: README.md")

@@ -72,7 +72,7 @@ def test_money_counts_with_each_servers_prices(tmp_path: Path) -> None:
 
 def test_reservations_that_turn_out_too_high_are_used_by_others(tmp_path: Path) -> None:
     """20 calls of 20 tokens in a limit of 450, of which each reserves 67: only six can be in flight."""
-    with LlmServer(spends(10, 10), latency_s=0.05) as server:
+    with LlmServer(spends(10, 10), latency_s=0.4) as server:
         answers, _ = asked(endpoint(server.url, concurrency=20), tmp_path, calls(20), Budget(BudgetConfig(max_tokens=450)))
     assert len(answers) == 20 and max(request.in_flight for request in server.requests) == 6
 

@@ -246,8 +246,8 @@ def test_a_call_fails_when_its_tries_are_used_up_and_only_this_call(tmp_path: Pa
 def test_a_server_that_never_answers_is_left_in_time(tmp_path: Path) -> None:
     with LlmServer(in_turn(Reply(hangs=True), said({"caption": "x"}, delay_s=30), GOOD)) as server:
         began = time.monotonic()
-        (answer,), client = asked(endpoint(server.url, timeout_s=0.3), tmp_path, [CAPTION])
-        assert 0.6 <= time.monotonic() - began < 10
+        (answer,), client = asked(endpoint(server.url, timeout_s=0.7), tmp_path, [CAPTION])
+        assert 1.4 <= time.monotonic() - began < 10
     assert isinstance(answer, Answer) and client.metrics()["llm/retried_timeout"] == 2
     assert [request.hung_up for request in server.requests] == [True, True, False]
 
@@ -278,8 +278,8 @@ def test_a_question_that_is_too_long_is_told_as_such(tmp_path: Path, message: st
 
 
 def test_concurrency_is_used_and_not_passed(tmp_path: Path) -> None:
-    with LlmServer(heard, latency_s=0.05) as server:
-        asked(endpoint(server.url, concurrency=7), tmp_path, [caption_call(str(number)) for number in range(50)])
+    with LlmServer(heard, latency_s=0.4) as server:
+        asked(endpoint(server.url, concurrency=7), tmp_path, [caption_call(str(number)) for number in range(20)])
     assert max(request.in_flight for request in server.requests) == 7
 
 
@@ -293,16 +293,16 @@ def test_many_calls_spread_over_pools_of_connections(tmp_path: Path) -> None:
 def test_requests_and_tokens_per_minute(tmp_path: Path) -> None:
     calls = [caption_call(str(number)) for number in range(6)]
     with LlmServer(heard) as server:
-        asked(endpoint(server.url, requests_per_minute=600), tmp_path / "a", calls)  # one each 0.1 s
+        asked(endpoint(server.url, requests_per_minute=300), tmp_path / "a", calls)  # one each 0.2 s
         times = [request.at_s for request in server.requests]
-        assert times[-1] - times[0] >= 0.45
+        assert times[-1] - times[0] >= 0.95
         server.requests.clear()
-        asked(endpoint(server.url, tokens_per_minute=40_000), tmp_path / "b", calls)  # 50 and more each: one each 0.075 s or more
+        asked(endpoint(server.url, tokens_per_minute=20_000), tmp_path / "b", calls)  # 63 each: one each 0.19 s
         times = [request.at_s for request in server.requests]
-        assert times[-1] - times[0] >= 0.3
+        assert times[-1] - times[0] >= 0.9
         server.requests.clear()
         asked(endpoint(server.url), tmp_path / "c", calls)
-        assert server.requests[-1].at_s - server.requests[0].at_s < 0.3  # without limits
+        assert server.requests[-1].at_s - server.requests[0].at_s < 0.9  # without limits
 
 
 def test_retry_after_holds_all_calls(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_a_pause_holds_everybody_and_is_no_burst_afterwards() -> None:
     times = sent_times(Limits(1200, None), [(0.12, 0.5)], 10)  # one each 0.05 s
     early = [at for at in times if at < 0.6]
     late = sorted(at for at in times if at >= 0.6)
-    assert 1 <= len(early) <= 4 and len(early) + len(late) == 10
+    assert 1 <= len(early) <= 8 and len(early) + len(late) == 10
     assert late[-1] - late[0] >= 0.05 * (len(late) - 1) - 0.01
 
 

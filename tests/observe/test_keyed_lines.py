@@ -235,7 +235,7 @@ def test_a_name_that_is_no_file_name_is_refused(tmp_path: Path, writer: str) -> 
 
 
 def test_texts_stay_on_disk(tmp_path: Path) -> None:
-    """8,000 answers of 4 kB, 33 MB: in memory is a hundredth of that a line. (Measured: 0.33 kB a line.)"""
+    """8,000 answers of 4 kB each: 0.27 kB a line stays in memory, its key and its place."""
     with KeyedLines(tmp_path, "a") as kept:
         for number in range(8000):
             kept.put(f"{number:064d}", {"text": "word " * 800})

@@ -136,7 +136,8 @@ def thumbnail(picture: Image.Image) -> np.ndarray:
 
 def _differences(thumbnails: np.ndarray, one: np.ndarray) -> np.ndarray:
     """Mean absolute difference of each of [N, D] to [D]: float64 [N]."""
-    return np.asarray(np.abs(thumbnails.astype(np.int16) - one.astype(np.int16)).mean(1))
+    apart = np.maximum(thumbnails, one) - np.minimum(thumbnails, one)  # in uint8: a signed type would take 4 times as long
+    return np.asarray(apart.sum(1, dtype=np.uint32) / apart.shape[1])
 
 
 def _opened(image: bytes) -> Image.Image:

@@ -52,7 +52,7 @@ def judge_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = random_tiny(folder, seed=5)
     judge = Judge(LocalAsker(model, TransformersEngine(model)), max_answer_chars=100, max_tokens=20)
     asked = {(PROBE, "red"): YES, (ROW, "in the hall"): YES, (ROW, "cave"): NO, (ROW, "snow"): "yes it is"}
-    teach(model, {judge._prompt(row, f"<answer>{answer}</answer>"): reply for (row, answer), reply in asked.items()})
+    teach(model, {judge.prompt(row, f"<answer>{answer}</answer>"): reply for (row, answer), reply in asked.items()})
     return export_model(model, folder / "model")
 
 

@@ -27,8 +27,8 @@ from longtake.rollout.transformers_engine import TransformersEngine
 from longtake.stages import evaluate, export
 from longtake.stages import rl as stage
 from longtake.testing import training
-from longtake.testing.judges import KINDS, answering_model, failure_of, means_the_same, open_rows, stand_in, teach
-from longtake.testing.llm_server import LlmServer, said
+from longtake.testing.judges import KINDS, answering_model, asked_of, failure_of, means_the_same, open_rows, stand_in, teach
+from longtake.testing.llm_server import LlmServer, Reply, refused, said
 from longtake.testing.models import random_tiny
 from longtake.testing.processes import run_processes
 from longtake.testing.training import assert_same_run, largest_difference, last_weights, metrics_of
@@ -281,6 +281,33 @@ def test_a_server_that_goes_ends_the_run_before_the_step(judged: Make) -> None:
         assert_same_run(whole.out, fallen.out)
 
 
+def _run_into_trouble(values: dict[str, Any]) -> str:
+    with pytest.raises(LlmError) as caught:
+        stage.run(RlConfig.model_validate(values))
+    return str(caught.value)
+
+
+def test_what_one_process_is_refused_ends_all_of_them_saved(judged: Make) -> None:
+    """The judge lets nobody in who asks one certain question, which one of two processes does: both leave before that step, and say why."""
+    with LlmServer(stand_in) as well:
+        alone = judged("alone", well, steps=3, prompts_per_step=4)
+        stage.run(alone)
+        answers = [(take["step"], parse_response(take["text"]).answer) for take in read_lines(alone.out / "takes.jsonl")]
+        early = {answer for step, answer in answers if step < 3}
+        late = next(answer for step, answer in answers if step == 3 and answer and answer not in early)
+
+        def choosy(body: dict[str, Any]) -> Reply:
+            return refused(401) if asked_of(body)["response"] == visible(late) else stand_in(body)
+
+        with LlmServer(choosy) as server:
+            values = judged("both", server, steps=3, prompts_per_step=4).model_dump(mode="json")
+            told = run_processes(_run_into_trouble, 2, values, timeout_s=240)
+        assert all("answers of step 3 are not judged" in one and "answers 401" in one for one in told)
+        assert [line["step"] for line in metrics_of(Path(values["out"]))] == [1, 2]
+        stage.run(judged("both", well, steps=3, prompts_per_step=4))
+        assert largest_difference(last_weights(alone.out), last_weights(Path(values["out"]))) <= 1e-5
+
+
 def test_validation_is_judged_and_its_failures_are_wrong_rows(judged: Make, open_world: Path, faulty: LlmServer) -> None:
     validation = {"data": {"rows": open_world}, "num_rows": 12, "every": 2, "max_new_tokens": 24}
     config = judged("run", faulty, steps=2, validation=validation)
@@ -308,7 +335,7 @@ def test_a_local_judge_is_asked_and_not_trained(judged: Make, open_world: Path, 
     model = random_tiny(tmp_path, seed=9)
     pupil = Judge(LocalAsker(model, TransformersEngine(model)), max_answer_chars=100, max_tokens=20)
     yes = '{"verdict": "yes"}'
-    teach(model, {pupil._prompt(row, f"<answer>{row.answer}</answer>"): yes for row in list(examples(open_world).values())[::3]}, steps=40)
+    teach(model, {pupil.prompt(row, f"<answer>{row.answer}</answer>"): yes for row in list(examples(open_world).values())[::3]}, steps=40)
     folder = export_model(model, tmp_path / "judge_model")
     before = {path.name: file_digest(path) for path in folder.iterdir()}
     with LlmServer(lambda body: said(yes)) as server:

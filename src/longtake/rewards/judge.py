@@ -19,6 +19,7 @@ from longtake.errors import BudgetError, LlmError, LongtakeError
 from longtake.llm.calls import Answer, CallFailure, ChatCall
 from longtake.llm.client import Budget, LlmClient
 from longtake.llm.prompts import block, flat, shipped_text
+from longtake.observe.digest import digest_of
 from longtake.observe.keyed_lines import KeyedLines
 from longtake.observe.progress import say
 from longtake.types import Example
@@ -89,6 +90,7 @@ class Judge:
         self._asker, self._max_chars, self._max_tokens = asker, max_answer_chars, max_tokens
         self._words = Template(shipped_text(PURPOSE))
         self._known: dict[str, bool] = {}
+        """By the digest of what was asked."""
 
     def verdicts(self, responses: Sequence[tuple[Example, str]]) -> list[Verdict]:
         """Of (row, text of a whole response): whether it is right, or why that could not be found out.
@@ -96,15 +98,16 @@ class Judge:
         Letters and numbers are decided by the rules. A response without a readable answer, or with a longer one than allowed, is wrong
         without a call. Equal questions are one call. Never raises for a call; not to be called inside an event loop.
         """
-        texts = [self._prompt(example, text) if self.asks(example, text) else None for example, text in responses]
-        new = [text for text in dict.fromkeys(texts) if text is not None and text not in self._known]
-        answers = self._asker.ask_all([self._call(text) for text in new]) if new else []
-        found = {text: _read(answer) for text, answer in zip(new, answers, strict=True)}
-        self._known |= {text: verdict for text, verdict in found.items() if isinstance(verdict, bool)}
-        every: dict[str, Verdict] = {**found, **self._known}
+        texts = [self.prompt(example, text) if self.asks(example, text) else None for example, text in responses]
+        keys = [None if text is None else digest_of(text) for text in texts]
+        new = {key: text for key, text in zip(keys, texts, strict=True) if key is not None and text is not None and key not in self._known}
+        answers = self._asker.ask_all([self._call(text) for text in new.values()]) if new else []
+        found = {key: _read(answer) for key, answer in zip(new, answers, strict=True)}
+        self._known |= {key: verdict for key, verdict in found.items() if isinstance(verdict, bool)}
+        every: dict[str, Verdict] = {**self._known, **found}
         return [
-            every[text] if text is not None else is_correct(example, response) and not self.judges(example)
-            for text, (example, response) in zip(texts, responses, strict=True)
+            every[key] if key is not None else is_correct(example, response) and not self.judges(example)
+            for key, (example, response) in zip(keys, responses, strict=True)
         ]
 
     def check(self) -> None:
@@ -138,7 +141,8 @@ class Judge:
     def close(self) -> None:
         self._asker.close()
 
-    def _prompt(self, example: Example, response_text: str) -> str:
+    def prompt(self, example: Example, response_text: str) -> str:
+        """What it is asked."""
         return self._words.substitute(
             question=block("question", example.question),
             reference=block("reference", visible(example.answer)),

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
-from longtake.answers.texts import fold
 from longtake.curation.records import LETTERS, Draft
 from longtake.data.render import response_text
 from longtake.data.row_files import parse_row
@@ -39,9 +37,9 @@ def published_example(draft: Draft, problem_id: int = 0) -> Example:
     where = f"row {draft.key}"
     if len(draft.options) > len(LETTERS):
         raise RowError(f"{where}: {len(draft.options)} options", rule=f"a question has at most {len(LETTERS)}", remedy="ask for fewer")
-    example = check_row(parse_row(asdict(published_row(draft, problem_id)), where), Path(), None)
-    read = tuple((option.letter, fold(option.text)) for option in example.options)
-    meant = tuple((letter, fold(option)) for letter, option in zip(LETTERS, draft.options, strict=False))
+    example = check_row(parse_row(vars(published_row(draft, problem_id)), where), Path(), None)
+    read = tuple((option.letter, option.text) for option in example.options)
+    meant = tuple((letter, flat(option)) for letter, option in zip(LETTERS, draft.options, strict=False))
     if read != meant:
         raise RowError(
             f"{where}: {len(draft.options)} options are read back as {len(read)}, or with other texts",

@@ -155,6 +155,20 @@ def test_without_the_video_one_can_only_guess(honest: Oracle):
     assert all(honest.answer(OracleRequest("blind", text, seed=seed))["answer"].startswith("to ") for seed in range(20))
 
 
+def test_a_guess_is_no_lie(honest: Oracle):
+    lying = with_rates(honest, answers=1.0)
+    requests = [OracleRequest("blind", text_of(question="Where does the story begin?", options=OPTIONS), seed=seed) for seed in range(30)]
+    assert [lying.answer(request) for request in requests] == [honest.answer(request) for request in requests]
+
+
+def test_open_ended_questions_come_from_the_other_end(honest: Oracle, lines: list[list[str]]):
+    """Two of each kind of at least four places: none in both forms."""
+    for video in range(5):
+        asked = [honest.answer(question_request(honest, video, lines[video], f"{kind}_temporal", count=2)) for kind in ("question", "open")]
+        choice, is_open = ({one["question"] for one in answer["questions"]} for answer in asked)
+        assert len(choice) == len(is_open) == 2 and not choice & is_open
+
+
 def test_the_judge_by_hand(honest: Oracle):
     def verdict(reference: str, response: str) -> str:
         return honest.answer(OracleRequest("judge", text_of(question="Where?", reference=reference, response=response)))["verdict"]

@@ -35,5 +35,6 @@ def run(config: WorldServeConfig) -> None:
 
 
 def told_counts(replies: Counter[str], asked: Counter[str]) -> str:
-    """`200: 120, 500: 3; caption 80, lie/caption 7, ...`"""
-    return "; ".join(", ".join(f"{name} {number}" for name, number in sorted(counts.items())) for counts in (replies, asked) if counts)
+    """`200 120, 500 3; caption 80, lie/caption 7, ...`: replies by status, then what was asked and what was not the truth."""
+    told = [", ".join(f"{name} {number}" for name, number in sorted(counts.items())) for counts in (replies, asked) if counts]
+    return "; ".join(told) or "nothing was asked"

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from longtake.config.world_serve import LieRates
+from longtake.observe.digest import digest_of
 from longtake.world.log import read_world
 from longtake.world.oracle_captions import CaptionLine, Sight, caption_of, lie, moments_of, read_caption, read_lines, sentence, sights_of
 from longtake.world.oracle_drafts import Notes, OracleDraft, conclusion, draft, merged, queries, retell
@@ -27,7 +28,7 @@ from longtake.world.oracle_request import CANNOT_TELL, OracleRequest, OracleRequ
 from longtake.world.questions import CATEGORIES, LETTERS, purposes
 from longtake.world.render import objects_at, scene_at
 from longtake.world.story import CHARACTERS, MIN_SCENES, PLACES, Story, make_story
-from longtake.world.truth import Moment, Seen, answer_from, is_true, same_meaning
+from longtake.world.truth import Moment, Query, Seen, answer_from, is_true, same_meaning
 
 MIN_GAP_S = 3.0
 """Frames that are no further apart than this, or than 1.5 times their usual distance, miss nothing."""
@@ -92,13 +93,12 @@ class Oracle:
         """Drafts; fewer than wanted when the captions do not carry more."""
         kind, _, category = request.purpose.partition("_")
         notes = Notes.read(read_lines(request.block("captions")), request.duration_s)
-        found = queries(notes, category)
-        order = request.chance(self.seed, "order").permutation(len(found))[: request.count]
         drafts: list[OracleDraft] = []
-        for number, index in enumerate(order):
-            sound = draft(notes, found[int(index)], kind == "open", request.chance(self.seed, f"draft {number}"))
+        for number, query in enumerate(self._in_order(queries(notes, category), request, kind == "open")[: request.count]):
+            sound = draft(notes, query, kind == "open", request.chance(self.seed, f"draft {number}"))
             drafts.append(self._spoilt(request, notes, sound, drafts))
-        self.ledger.write(self._entries(request, notes, drafts))
+        if self.ledger.is_kept:
+            self.ledger.write(self._entries(request, notes, drafts))
         return {"questions": [_as_answer(one) for one in drafts]}
 
     def rewrite(self, request: OracleRequest) -> dict[str, Any]:
@@ -123,8 +123,6 @@ class Oracle:
         possible = options or _possible_answers(question)
         given = given_away(question, possible)
         guess = possible.index(given) if given is not None else int(chance.integers(len(possible)))
-        if given is not None:
-            guess = self._maybe_other(request, guess, len(possible))
         return {"answer": LETTERS[guess] if options else possible[guess]}
 
     def judge(self, request: OracleRequest) -> dict[str, Any]:
@@ -164,6 +162,12 @@ class Oracle:
         if count < 2 or not self._lies(request, self.rates.answers):
             return index
         return (index + int(request.chance(self.seed, "vote").integers(1, count))) % count
+
+    def _in_order(self, found: Sequence[Query], request: OracleRequest, is_open: bool) -> list[Query]:
+        """At random, but open-ended questions from the other end, so that few are asked in both forms."""
+        digest = digest_of(self.seed, request.block("captions"), request.purpose.partition("_")[2], request.seed)
+        order = np.random.default_rng(int(digest[:16], 16)).permutation(len(found))
+        return [found[int(index)] for index in (order[::-1] if is_open else order)]
 
     def _spoilt(self, request: OracleRequest, notes: Notes, one: OracleDraft, earlier: Sequence[OracleDraft]) -> OracleDraft:
         """With a planted fault, or another key, or as it is."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -89,10 +90,11 @@ def read_lines(text: str) -> list[CaptionLine]:
     return sorted(lines, key=lambda line: (line.start_s, line.stop_s))
 
 
-def read_caption(text: str) -> list[Sight]:
-    """The sentences of a caption that are ours; others say nothing that could be asked for."""
+@lru_cache(maxsize=1 << 14)
+def read_caption(text: str) -> tuple[Sight, ...]:
+    """The sentences of a caption that are ours; others say nothing that could be asked for. Kept: one is read for each of many votes."""
     found = (match.groupdict() for match in _SENTENCES.finditer(text.lower()))
-    return [Sight(parts["empty"], None) if parts["empty"] else Sight(parts["place"], _event(parts)) for parts in found]
+    return tuple(Sight(parts["empty"], None) if parts["empty"] else Sight(parts["place"], _event(parts)) for parts in found)
 
 
 def _event(parts: dict[str, str]) -> Event:

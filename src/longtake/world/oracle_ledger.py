@@ -61,6 +61,11 @@ class Ledger:
             self._file = path.open("ab")
             self._file.truncate(_end_of_lines(path))
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether anything is written at all."""
+        return self._file is not None
+
     def write(self, entries: list[LedgerEntry]) -> None:
         """All of one request."""
         with self._lock:

@@ -72,7 +72,7 @@ def make_rows(
                 data_type="video",
                 problem_type=question.category,
                 reasoning=reasoning,
-                videos=video,
+                videos=(video,),
                 answer=f"<answer>{answer}</answer>",
                 subtitles=subtitles,
                 duration_s=story.duration_s,

@@ -70,7 +70,7 @@ def test_quotas_are_filled_exactly_as_far_as_there_are_rows(rows: list[RatedRow]
     for category in CATEGORIES:
         wanted = eval_rows.get(category, 0)
         assert got[category] == min(wanted, there[category])
-        told = f"split.eval_rows asks for {wanted} rows of {category}, and there are only {there[category]}"
+        told = f"only {there[category]} rows of {category} for the evaluation split, where split.eval_rows asks for {wanted}"
         assert (told in outcome.warnings) == (there[category] < wanted)
     assert all(drop.reason == SURPLUS and drop.stage == "split" for drop in outcome.dropped)
 

@@ -192,7 +192,7 @@ class _Verdicts:
             who = (weights_digest(model_folder(judge.local), self._out), judge.local.model_dump_json(exclude={"path", "device"}))
         else:
             assert judge.endpoint is not None
-            who = judge.endpoint.model_dump_json(include={"url", "model", "extra_body"})
+            who = (judge.endpoint.model or judge.endpoint.url, judge.endpoint.model_dump_json(include={"extra_body"}))
         return digest_of("judge 1", who, shipped_text(PURPOSE), judge.max_answer_chars, judge.max_tokens)
 
     def _ask(self, config: JudgeConfig, missing: Mapping[Question, Answers], keys: Mapping[Question, str]) -> dict[Question, list[Verdict]]:

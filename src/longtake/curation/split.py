@@ -158,7 +158,7 @@ def _surplus_drop(row: RatedRow, quotas: Mapping[str, int]) -> Drop:
 def _unfilled(chosen: Sequence[RatedRow], quotas: Mapping[str, int]) -> list[str]:
     found = Counter(row.draft.category for row in chosen)
     return [
-        f"split.eval_rows asks for {quota} rows of {category}, and there are only {found[category]}"
+        f"only {found[category]} rows of {category} for the evaluation split, where split.eval_rows asks for {quota}"
         for category, quota in sorted(quotas.items())
         if found[category] < quota
     ]

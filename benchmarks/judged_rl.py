@@ -6,6 +6,10 @@
 The quickstart's worlds with every question open-ended, its SFT and its RL (recipes/quickstart.py). The judge is the world's oracle behind
 an HTTP server: in RL it fails at a share of the requests (half with 500, a quarter with garbage, a quarter with 429) and no call is made
 twice in a step, so that a failed call masks its takes. In the two evaluations nothing fails. An interrupted run goes on where it was.
+
+`--reworded`: the keys of all rows but those of SFT say the same in other words (`in the hall`, `in order to keep it`), which the rules
+take for something else: what is learned then is learned from the judge alone.
+
 Writes OUT/judged_rl.json and prints it.
 """
 
@@ -14,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +27,16 @@ import torch
 from longtake.bench.machine import hardware
 from longtake.config.llm import EndpointConfig
 from longtake.config.meta import run_meta
-from longtake.config.sections import JudgeConfig, RewardConfig
+from longtake.config.sections import DataConfig, JudgeConfig, RewardConfig
 from longtake.config.stages import EvaluateConfig, RlConfig
 from longtake.config.world_serve import LieRates
+from longtake.data.row_files import read_rows, write_rows
 from longtake.evaluation.records import AnswerRecord, read_records
 from longtake.evaluation.summary import paired_test
 from longtake.observe.lines import read_lines
 from longtake.recipes.quickstart import Quickstart, quickstart
 from longtake.stages.quickstart import export_best, make_data, together, training_seconds
+from longtake.types import Row
 from longtake.world.server import OracleServer
 
 EDGE = 10
@@ -48,6 +55,10 @@ def main() -> None:
         rl_steps=arguments.rl_steps,
     )
     recipe = open_ended(recipe)
+    if not (out / "data" / "rl.jsonl").exists():
+        make_data(out, recipe)
+    if arguments.reworded:
+        recipe = reworded(recipe)
     train(out, recipe, arguments.failures, arguments.processes)
     evaluate(out, recipe)
     result = summary(out, arguments)
@@ -66,6 +77,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--rl-steps", type=int, default=100)
     parser.add_argument("--failures", type=float, default=0.05, help="share of the judge's requests that fail in RL")
     parser.add_argument("--processes", type=int, default=1, help="of RL")
+    parser.add_argument("--reworded", action="store_true", help="keys in other words than SFT's")
     return parser.parse_args()
 
 
@@ -75,10 +87,39 @@ def open_ended(recipe: Quickstart) -> Quickstart:
     return Quickstart(**vars(recipe) | {name: getattr(recipe, name).model_copy(update={"open_ended": 1.0}) for name in names})
 
 
+def reworded(recipe: Quickstart) -> Quickstart:
+    """RL, its validation and the evaluations on rows with keys in other words, written beside the others."""
+    validation = recipe.rl.validation
+    assert validation is not None
+    validation = validation.model_copy(update={"data": in_other_words(validation.data)})
+    changed = {"data": in_other_words(recipe.rl.data), "validation": validation}
+    rl = recipe.rl.model_copy(update=changed)
+    evaluations = {
+        name: config.model_copy(update={"data": in_other_words(config.data)})
+        for name, config in recipe.evaluations.items()
+        if name in ("sft", "rl")
+    }
+    return replace(recipe, rl=rl, evaluations=evaluations)
+
+
+def in_other_words(data: DataConfig) -> DataConfig:
+    path = data.rows.with_name(f"{data.rows.stem}_reworded.jsonl")
+    rows = [row for row in read_rows(data.rows) if isinstance(row, Row)]
+    write_rows(path, [replace(row, answer=f"<answer>{reword(key_of(row))}</answer>") for row in rows])
+    return data.model_copy(update={"rows": path, "root": data.root or data.rows.parent})
+
+
+def key_of(row: Row) -> str:
+    return row.answer.removeprefix("<answer>").removesuffix("</answer>")
+
+
+def reword(key: str) -> str:
+    """`hall`: `in the hall`; `to keep it`: `in order to keep it`."""
+    return f"in order {key}" if key.startswith("to ") else f"in the {key}"
+
+
 def train(out: Path, recipe: Quickstart, failures: float, processes: int) -> None:
     """SFT, then RL beside the failing judge; models/sft and models/rl are the best of each by validation."""
-    if not (out / "data" / "rl.jsonl").exists():
-        make_data(out, recipe)
     if not (out / "models" / "sft").exists():
         together(out, {"sft": recipe.sft})
         export_best(out, "sft")
@@ -112,9 +153,10 @@ def summary(out: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     told = {name: json.loads((out / "eval" / name / "results.json").read_text())["summary"] for name in ("sft", "rl")}
     names = ("accuracy", "n", "ci95", "ci95_by_video", "by_category", "format_rate", "num_failures", "judge")
     return {
-        "what": "RL on open-ended world rows with a judged reward, judge failures injected",
+        "what": "RL on open-ended world rows with a judged reward, judge failures injected"
+        + (", keys in other words than SFT's" if arguments.reworded else ""),
         "hardware": hardware(torch.device("cpu")),
-        "versions": run_meta(),
+        "versions": {name: value for name, value in run_meta().items() if name != "argv"},
         "arguments": {name: value for name, value in vars(arguments).items() if name != "out"},
         "held_out": {name: {key: told[name][key] for key in names} for name in told},
         "rl_vs_sft": paired_test(records["rl"], records["sft"]),

@@ -1,6 +1,7 @@
 """Curation against a real `vllm serve`: the protocol, images, answers held to a schema by the server, and a kill in between.
 
-The tiny model says nothing sensible, but in the form that was asked for: checks of content are off where rows are to come out.
+The tiny model says nothing sensible, but in the form that was asked for: checks of content are off where rows are to come out. Its numbers are
+often none that can be kept (9e745), so that bad answers are asked for again in earnest.
 """
 
 from __future__ import annotations
@@ -33,17 +34,18 @@ VOTES = ("supported", "watched", "blind")
 
 
 def _config(folder: Path, out: str, url: str, *off: str) -> dict:
-    endpoint = {"url": f"{url}/v1", "concurrency": 8, "backoff_s": 0.05}
+    endpoint = {"url": f"{url}/v1", "concurrency": 8, "backoff_s": 0.05, "bad_answer_retries": 5}
     return {
         "videos": str(folder / "world" / "videos"),
         "out": str(folder / out),
         "vlm": endpoint,
         "reasoner": endpoint,
-        "caption": {"frames_per_clip": 2, "max_pixels_per_frame": 784, "max_chars": 40, "temperature": 1.0},
+        "caption": {"frames_per_clip": 2, "max_pixels_per_frame": 784, "max_chars": 20, "temperature": 1.0},
         "ground": {"frames_per_clip": 1, "max_objects": 2},
         "question": {
-            "per_video": {"temporal": 2, "spatial": 1},
+            "per_video": {"spatial": 1},
             "open_per_video": {"plot": 1},
+            "temperature": 0.5,
             "max_question_chars": 40,
             "max_option_chars": 12,
             "max_reasoning_chars": 40,
@@ -60,7 +62,7 @@ def _run(values: dict) -> Path:
 
 
 def test_the_whole_pipeline_with_a_real_server(tmp_path: Path):
-    write_world(WorldConfig(out=tmp_path / "world", num_videos=2, seed=7, workers=1))
+    write_world(WorldConfig(out=tmp_path / "world", num_videos=1, seed=7, workers=1))
     with served("tiny", tmp_path / "server.txt", "--max-tokens", "4096") as (url, _):
         out = _run(_config(tmp_path, "content_off", url, *CONTENT, *VOTES))
         rows = _published(out)
@@ -69,7 +71,7 @@ def test_the_whole_pipeline_with_a_real_server(tmp_path: Path):
         refused = [drop for stage in ("question", "rewrite", "check") for drop in (read_stage(out, stage) or drafts).dropped]
         assert len(rows) == len(drafts.kept) - sum(drop.key is not None for drop in refused)
         paid = _paid(out)
-        assert {"caption", "ground", "question_temporal", "question_spatial", "open_plot", "rewrite"} <= paid.keys()
+        assert {"caption", "ground", "question_spatial", "open_plot", "rewrite"} <= paid.keys()
 
         before = sum(paid.values())
         assert _published(_run(_config(tmp_path, "content_off", url, *CONTENT, *VOTES))) == rows

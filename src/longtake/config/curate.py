@@ -128,10 +128,10 @@ class QuestionConfig(Section):
 CATEGORIES = ("temporal", "goal", "plot", "spatial")
 
 CHECKS = (
-    *("options", "answer", "question", "ranges", "language", "duplicate"),
+    *("options", "answer", "question", "ranges", "language"),
     *("reasoning", "deliberation", "captions", "letters", "times", "conclusion"),
     *("blind", "supported", "watched"),
-    "quota",
+    *("duplicate", "quota"),
 )
 """Names of the checks, in the order in which they are made: before rewriting, after it, by a model, at the end."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from longtake.config.curate import STAGES, CurateConfig
 from longtake.config.env import num_cores
 from longtake.config.load import dump_config
 from longtake.config.meta import run_meta
-from longtake.curation.ingest import deduplicate, inspect, inspect_held_out, list_files, read_origins
+from longtake.curation.ingest import Origin, deduplicate, inspect, inspect_held_out, list_files, read_origins
 from longtake.curation.outputs import write_stage
 from longtake.curation.pipeline import Tools, curate_videos, is_mine, reaches, sorted_out
 from longtake.curation.prompts import Prompts
@@ -57,11 +57,14 @@ def run(config: CurateConfig) -> None:
         return
     folder = config.out if config.num_shards == 1 else config.out / "shards" / f"{config.shard_index}-of-{config.num_shards}"
     mine = [relative for relative in files if is_mine(relative, config)]
+    origins = read_origins(config.ingest)
+    if unknown := sorted(origins.keys() - set(files)):
+        say(f"curate: {len(unknown)} lines of {config.ingest.sources} name no video of the folder, such as {unknown[0]}", "yellow")
     say(f"curate: {len(mine)} of {len(files)} videos, {ignored} other files ignored")
     with StopFlag() as stop, opened_state(config) as state:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(dump_config(config, run_meta() | {"stage": "curate"}), encoding="utf-8")
-        videos = ingest(config, mine, state, stop)
+        videos = ingest(config, mine, origins, state, stop)
         write_stage(folder, "ingest", videos)
         if not videos.kept and config.num_shards == 1:
             raise nothing_left(config, videos)
@@ -83,14 +86,13 @@ def opened_state(config: CurateConfig) -> Iterator[State]:
     with ExitStack() as opened:
         answers = opened.enter_context(KeyedLines(folder / "answers", writer))
         made = opened.enter_context(KeyedLines(folder / "made", writer))
-        index = DigestIndex(folder / f"digests-{writer}.json")
+        index = DigestIndex(folder / f"digests-{writer}.json", max_bytes=config.ingest.limits.max_bytes)
         opened.callback(index.save)
         yield State(folder, answers, made, index)
 
 
-def ingest(config: CurateConfig, files: Sequence[str], state: State, stop: StopFlag) -> Outcome[SourceVideo]:
+def ingest(config: CurateConfig, files: Sequence[str], origins: Mapping[str, Origin], state: State, stop: StopFlag) -> Outcome[SourceVideo]:
     """Every file looked at, and each video once. Raises StopRequested between two files."""
-    origins = read_origins(config.ingest)
     found = []
     with Progress("ingest", len(files)) as progress:
         for relative in files:

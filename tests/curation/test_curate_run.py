@@ -25,8 +25,10 @@ from longtake.world.write import write_world
 
 LIES = LieRates(captions=0.1, answers=0.1, planted=0.3)
 NUM_KILLS = 20
-JUST_ANSWERED_S = 0.5
-"""A kill this soon after an answer left the server may come before the answer was written down."""
+LATENCY_S = 0.1
+JUST_ANSWERED_S = 0.4
+"""A kill this soon after an answer left the server may come before the answer was written down. (On a quiet machine it takes milliseconds; the
+server shares the cores with what it serves.)"""
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +173,7 @@ def test_ctrl_c_leaves_with_one_line_and_loses_nothing(world: Path, tmp_path: Pa
 def test_twenty_kills_at_random_moments_change_nothing_and_cost_nothing(world: Path, tmp_path: Path, undisturbed):
     chance = random.Random(5)
     kills: list[float] = []
-    with asked_oracle(world, LIES, latency_s=0.01) as server:
+    with asked_oracle(world, LIES, latency_s=LATENCY_S) as server:
         values = curate_values(world, tmp_path / "out", server.url)
         total = _num_calls(world, tmp_path, server)
         server.requests.clear()
@@ -226,4 +228,4 @@ def _finish(values: dict, folder: Path) -> None:
 def _was_in_the_air(request, server: LlmServer, kills: list[float]) -> bool:
     """Whether the answer to the same request had left just before a kill."""
     before = [one for one in server.requests if one.body == request.body and one.at_s < request.at_s and one.answered]
-    return all(any(0 <= kill - one.at_s < JUST_ANSWERED_S for kill in kills) for one in before)
+    return all(any(0 <= kill - one.at_s - LATENCY_S < JUST_ANSWERED_S for kill in kills) for one in before)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from longtake.cli import COMMANDS, find_command, main
+from longtake.config.curate import CurateConfig
 from longtake.config.describe import list_fields
 from longtake.config.load import load_config
 from longtake.config.stages import EvaluateConfig, RlConfig, SftConfig
@@ -22,7 +23,7 @@ from longtake.types import Example
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("dev/*.md")])
-OURS = [ROOT / "README.md", *(ROOT / "docs" / name for name in ("configuration.md", "data.md", "method.md", "vllm.md"))]
+OURS = [ROOT / "README.md", *(ROOT / "docs" / name for name in ("configuration.md", "curation.md", "data.md", "method.md", "vllm.md"))]
 KINDS = {"sft": SftConfig, "rl": RlConfig, "evaluate": EvaluateConfig}
 TOMLS = sorted((ROOT / "docs" / "examples").glob("*.toml"))
 
@@ -53,11 +54,15 @@ COMMANDS_SHOWN = [(page, arguments) for page in OURS for arguments in fenced_com
 
 def test_there_is_something_to_check():
     assert len(COMMANDS_SHOWN) > 20
-    assert names(TOMLS) == ["docs/examples/evaluate.toml", "docs/examples/rl.toml", "docs/examples/sft.toml"]
+    assert names(TOMLS) == ["docs/examples/curate.toml", "docs/examples/evaluate.toml", "docs/examples/rl.toml", "docs/examples/sft.toml"]
 
 
 @pytest.mark.parametrize("path", TOMLS, ids=names(TOMLS))
 def test_the_examples_load(path: Path):
+    if path.stem == "curate":
+        curation = load_config(CurateConfig, path)
+        assert not curation.out.is_absolute() and not curation.videos.is_absolute()
+        return
     config = load_config(KINDS[path.stem], path)
     assert not config.out.is_absolute() and not config.data.rows.is_absolute()
 
@@ -148,7 +153,7 @@ def test_rows_shown_are_rows(page: Path):
 def test_the_reward_of_the_example(monkeypatch):
     monkeypatch.chdir(ROOT)
     brevity = load_function("docs/examples/rewards.py:brevity")
-    example = Example(1, "?", (), "x", "text", "plot", "", None, None, None)
+    example = Example(1, "?", (), "x", "text", "plot", "", (), None, None)
     assert [call_function("brevity", brevity, example, "x" * count) for count in (0, 250, 5000)] == [1.0, 0.75, 0.0]
 
 

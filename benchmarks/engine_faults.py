@@ -60,7 +60,7 @@ def one_pair_fewer(model: Model, prompt: Prompt, other: Prompt) -> Prompt:
     stop = span.start + model.num_video_tokens(grid)
     shorter = replace(tokens, grid=grid, embeddings=tokens.embeddings[: stop - span.start], digest=f"{tokens.digest} shorter")
     ids = torch.cat([prompt.token_ids[:stop], prompt.token_ids[span.stop :]])
-    positions, next_position = model.position_ids(ids.tolist(), [grid], [tokens.seconds_per_grid])
+    positions, next_position = model.position_ids(ids.tolist(), [shorter])
     return replace(
         prompt, token_ids=ids, position_ids=positions, spans=(VideoSpan(span.start, stop, shorter),), next_position=next_position
     )
@@ -146,9 +146,9 @@ def updated(run: Path, out: Path, count: int) -> Path:
 def prompts_of(config: RlConfig, model: Model) -> list[Prompt]:
     """Of the first rows of the run."""
     index = digest_index(config.cache, None, config.video.limits.max_bytes)
-    examples = [item for item in read_examples(config.data, index) if isinstance(item, Example) and item.video is not None][:ROWS]
+    examples = [item for item in read_examples(config.data, index) if isinstance(item, Example) and item.media][:ROWS]
     source = VideoSource(model, config.video, Phases(), EmbeddingCache())
-    return [render_prompt(example, source.tokens(example.video), model, config.prompt) for example in examples if example.video is not None]
+    return [render_prompt(example, [source.tokens(ref) for ref in example.media], model, config.prompt) for example in examples]
 
 
 def compared(model: Model, prompts: Sequence[Prompt], groups: Sequence[Sequence[Take]]) -> LogprobComparison:

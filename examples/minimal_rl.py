@@ -45,10 +45,10 @@ def encode_videos(model: Model, examples: Sequence[Example]) -> dict[str, VideoT
     The key is the digest of the file's bytes. A key made of names would serve stale embeddings when a file changes.
     """
     tokens: dict[str, VideoTokens] = {}
-    for example in examples:
-        if example.video is not None and example.video.digest not in tokens:
-            frames: Frames = load_frames(example.video, VIDEO, model.patch_multiple, model.temporal_patch)
-            tokens[example.video.digest] = model.encode(frames, VIDEO.encode_groups)
+    for video in (video for example in examples for video in example.media):
+        if video.digest not in tokens:
+            frames: Frames = load_frames(video, VIDEO, model.patch_multiple, model.temporal_patch)
+            tokens[video.digest] = model.encode(frames, VIDEO.encode_groups)
     return tokens
 
 
@@ -66,9 +66,9 @@ class Prompt:
 
 def make_prompt(model: Model, question: str, video: VideoTokens) -> Prompt:
     """The chat template writes ONE placeholder for the video; the model needs one per video token."""
-    ids = model.token_ids([Message("user", question, num_videos=1)], add_generation_prompt=True)
-    start = ids.index(model.video_token_id)
-    ids[start : start + 1] = [model.video_token_id] * len(video.embeddings)
+    ids = model.token_ids([Message("user", question, media=("video",))], add_generation_prompt=True)
+    start = ids.index(model.placeholder_ids["video"])
+    ids[start : start + 1] = [model.placeholder_ids["video"]] * len(video.embeddings)
     positions, next_position = rope_positions(model, len(ids), start, video)
     return Prompt(torch.tensor(ids), positions, next_position, start, video.embeddings)
 
@@ -291,7 +291,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = load_model(ModelConfig(path=args.model, device="cpu"))  # frozen tower, eval mode
     examples = read_world(args.out / f"world_{args.videos}", args.videos)
     videos = encode_videos(model, examples)
-    asked = [(ex, make_prompt(model, ex.question, videos[ex.video.digest])) for ex in examples if ex.video is not None]
+    asked = [(ex, make_prompt(model, ex.question, videos[ex.media[0].digest])) for ex in examples]
     third = len(asked) // 12 * 4  # whole videos, four questions each: RL practises on videos whose answers SFT has not shown
     train(model, {"sft": asked[:third], "rl": asked[third : third + args.questions]}, args)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 AnswerKind = Literal["letter", "number", "text"]
 FinishReason = Literal["stop", "length"]
+MediaKind = Literal["video", "image"]
+"""An image is encoded as a video of one moment, and stands in a prompt under a placeholder of its own."""
 
 
 @dataclass(frozen=True)
@@ -29,26 +31,39 @@ class Row:
     problem: str
     """Question with its options inline: `"...\\nA. ...\\nB. ..."`."""
     data_type: str
+    """video | image | text; a row of type video may have images beside its videos."""
     problem_type: str
     """Category: temporal | goal | plot | spatial | general."""
     reasoning: str
-    videos: str
-    """Path of the video relative to the data root; empty for a text-only row."""
+    videos: tuple[str, ...]
+    """Paths of the videos relative to the data root, in the order in which they are shown; in a file a string, or a list of several."""
     answer: str
     """`<answer>B</answer>`, or free text between the tags."""
     subtitles: str | None = None
     """Path of an SRT file relative to the data root."""
     duration_s: float | None = None
+    images: tuple[str, ...] = ()
+    """Paths of the images, as those of the videos."""
+
+    def as_published(self) -> dict[str, Any]:
+        """As it stands in a file: a single path as a string, optional fields only where they are set."""
+        record = vars(self) | {"videos": _path_or_paths(self.videos), "images": _path_or_paths(self.images) or None}
+        return {name: value for name, value in record.items() if value is not None}
+
+
+def _path_or_paths(paths: tuple[str, ...]) -> str | list[str]:
+    return list(paths) if len(paths) > 1 else "".join(paths)
 
 
 @dataclass(frozen=True)
 class VideoRef:
-    """A file inside an allowed root and the sha256 of its bytes (hex)."""
+    """A video or image file inside an allowed root and the sha256 of its bytes (hex)."""
 
     path: Path
     digest: str
     stamp: tuple[int, int] | None = field(default=None, compare=False)
     """(size in bytes, mtime_ns) of the file when the digest was taken: a file that changed since is not that video any more."""
+    kind: MediaKind = "video"
 
 
 @dataclass(frozen=True)
@@ -59,7 +74,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Example:
-    """A checked row: video resolved inside the root, options and answer parsed."""
+    """A checked row: videos and images resolved inside the root, options and answer parsed."""
 
     problem_id: int
     question: str
@@ -71,10 +86,16 @@ class Example:
     answer_kind: AnswerKind
     category: str
     reasoning: str
-    video: VideoRef | None
+    media: tuple[VideoRef, ...]
+    """In the order in which they are shown: the videos, then the images; empty for a text-only row, or one that is asked blind."""
     subtitles: str | None
     """The subtitle TEXT (already read), or None."""
     duration_s: float | None
+
+    @property
+    def media_digest(self) -> str | None:
+        """Digest of what is shown first: rows that share it are asked together, and are not independent of each other."""
+        return self.media[0].digest if self.media else None
 
 
 @dataclass(frozen=True)
@@ -85,13 +106,17 @@ class Sampling:
     height: int
     width: int
     strategy: str
-    """`uniform` (midpoints of equal segments) or `fps`."""
+    """`uniform` (midpoints of equal segments), `fps`, or `still` for an image."""
     resize: str
     """The resize filter, e.g. `area` or `bicubic`."""
     reduced: bool = False
     """The token budget of the configuration took frames or pixels away."""
     decoder: str = ""
     """What decoded and resized: versions of the libraries that decide the pixels."""
+
+    @property
+    def kind(self) -> MediaKind:
+        return "image" if self.strategy == "still" else "video"
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +160,7 @@ class Frames:
 
 @dataclass(frozen=True, eq=False)
 class VideoTokens:
-    """What the language model sees of one video."""
+    """What the language model sees of one video or image."""
 
     embeddings: torch.Tensor
     """[V, D] in the dtype of the tower."""
@@ -147,6 +172,7 @@ class VideoTokens:
     """sha256 of everything that produced the embeddings: source, times, sizes, processor settings, tower weights."""
     deepstack: tuple[torch.Tensor, ...] = ()
     """Per-layer features [V, D], for the families that have them."""
+    kind: MediaKind = "video"
 
 
 @dataclass(frozen=True, eq=False)

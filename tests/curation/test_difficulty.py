@@ -105,7 +105,7 @@ def test_pass_rates_are_those_of_the_engine_asked_directly(world: World, model: 
     policy, index = load_model(config.model), DigestIndex()
     source = VideoSource(policy, config.video, Phases())
     examples = [check_row(published_row(draft, 1), world.folder, index) for draft in drafts]
-    prompts = [render_prompt(one, source.tokens(one.video), policy, config.prompt) for one in examples]
+    prompts = [render_prompt(one, [source.tokens(ref) for ref in one.media], policy, config.prompt) for one in examples]
     numbers = [int(digest_of("row number 1", draft.key)[:15], 16) for draft in drafts]
     params = SamplingParams(num_takes=6, temperature=0.8, max_new_tokens=48, seed=5, step=0)
     takes = TransformersEngine(policy).generate([RolloutRequest(*pair) for pair in zip(numbers, prompts, strict=True)], params)

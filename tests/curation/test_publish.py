@@ -69,10 +69,10 @@ def test_rows_are_read_back_as_they_were_meant(world: World, rows: tuple[PlacedR
     for split, suffix in product(("sft", "rl", "eval"), ("jsonl", "parquet")):
         items = read_examples(DataConfig(rows=folder / f"{split}.{suffix}"))
         for example, record in zip(items, lines(folder / f"{split}.jsonl"), strict=True):
-            assert isinstance(example, Example) and example.video is not None, example
+            assert isinstance(example, Example) and len(example.media) == 1, example
             one = of_key[record["key"]]
             draft = one.row.draft
-            assert one.split == split and example.video.digest == draft.digest
+            assert one.split == split and example.media[0].digest == draft.digest
             assert example.question.split("\n")[0] == draft.question
             assert tuple(option.text for option in example.options) == draft.options
             assert example.answer == (draft.letter if draft.options else draft.answer)

@@ -24,7 +24,7 @@ EXAMPLE = Example(
     answer_kind="letter",
     category="plot",
     reasoning="First the red circle has the key, then the blue square. A no B yes",
-    video=None,
+    media=(),
     subtitles=None,
     duration_s=None,
 )
@@ -60,19 +60,19 @@ def test_equal_to_the_processor_token_for_token(folder, model, system):
         conversation.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
     text = processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
     theirs = processor(text=[text], videos=[frames().pixels], do_resize=False, do_sample_frames=False, cap_pixels_per_frame=False)
-    prompt = render_prompt(EXAMPLE, model.encode(frames(), 4), model, config)
+    prompt = render_prompt(EXAMPLE, [model.encode(frames(), 4)], model, config)
     assert prompt.token_ids.tolist() == theirs["input_ids"][0]
     assert theirs["video_grid_thw"].tolist() == [list(prompt.spans[0].tokens.grid)]
 
 
 def test_video_span_and_positions(model):
     tokens = model.encode(frames(), 4)
-    prompt = render_prompt(EXAMPLE, tokens, model, SHORT)
+    prompt = render_prompt(EXAMPLE, [tokens], model, SHORT)
     (span,) = prompt.spans
     assert span.tokens is tokens
-    assert (prompt.token_ids == model.video_token_id).nonzero()[:, 0].tolist() == list(range(span.start, span.stop))
+    assert (prompt.token_ids == model.placeholder_ids["video"]).nonzero()[:, 0].tolist() == list(range(span.start, span.stop))
     assert span.stop - span.start == len(tokens.embeddings) == 18
-    wanted, following = model.position_ids(prompt.token_ids.tolist(), [tokens.grid], [tokens.seconds_per_grid])
+    wanted, following = model.position_ids(prompt.token_ids.tolist(), [tokens])
     assert torch.equal(prompt.position_ids, wanted)
     # 3 s per group * 2 = 6 positions: the third group is at start + 12, the text behind it at start + 13
     assert prompt.position_ids[:, span.stop].tolist() == [span.start + 13] * 3
@@ -81,13 +81,13 @@ def test_video_span_and_positions(model):
 
 def test_responses_continue_where_the_prompt_ends_not_at_one(model):
     """Fault: response positions restart, or ignore the video's grid."""
-    prompt = render_prompt(EXAMPLE, model.encode(frames(), 4), model, SHORT)
+    prompt = render_prompt(EXAMPLE, [model.encode(frames(), 4)], model, SHORT)
     num_video = prompt.spans[0].stop - prompt.spans[0].start
     assert prompt.next_position == len(prompt.token_ids) - num_video + 13  # not the number of tokens
 
 
 def test_blind_prompt_is_text_only(model):
-    prompt = render_prompt(EXAMPLE, None, model, SHORT)
+    prompt = render_prompt(EXAMPLE, (), model, SHORT)
     assert text_of(model, prompt) == f"<|im_start|>user\n{EXAMPLE.question}<|im_end|>\n<|im_start|>assistant\n"
     assert prompt.spans == ()
     assert prompt.position_ids.tolist() == [list(range(len(prompt.token_ids)))] * 3
@@ -96,7 +96,7 @@ def test_blind_prompt_is_text_only(model):
 
 def test_order_of_video_subtitles_question_instruction(model):
     example = dataclasses.replace(EXAMPLE, subtitles="Hello.\nGood-bye.")
-    prompt = render_prompt(example, model.encode(frames(2, 28, 28), 4), model, PromptConfig(system="Be brief.", instruction="Answer."))
+    prompt = render_prompt(example, [model.encode(frames(2, 28, 28), 4)], model, PromptConfig(system="Be brief.", instruction="Answer."))
     assert text_of(model, prompt) == (
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n<|vision_start|><|video_pad|><|vision_end|>"
         f"Subtitles:\nHello.\nGood-bye.\n\n{EXAMPLE.question}\nAnswer.<|im_end|>\n<|im_start|>assistant\n"
@@ -108,8 +108,8 @@ def test_order_of_video_subtitles_question_instruction(model):
 def test_rows_cannot_forge_special_tokens(model, field, attack):
     forged = dataclasses.replace(EXAMPLE, **{field: f"Who? {attack} Who?"})
     tokens = model.encode(frames(), 4)
-    prompt = render_prompt(forged, tokens, model, SHORT)
-    placeholder = (prompt.token_ids == model.video_token_id).sum()
+    prompt = render_prompt(forged, [tokens], model, SHORT)
+    placeholder = (prompt.token_ids == model.placeholder_ids["video"]).sum()
     assert placeholder == len(tokens.embeddings)
     assert attack in text_of(model, prompt)
     start = model.tokenizer.convert_tokens_to_ids("<|im_start|>")
@@ -120,23 +120,23 @@ def test_rows_cannot_forge_special_tokens(model, field, attack):
 def test_digest_tells_text_and_video(model):
     tokens, other = model.encode(frames(), 4), model.encode(frames(seed=1), 4)
     prompts = [
-        render_prompt(EXAMPLE, tokens, model, SHORT),
-        render_prompt(EXAMPLE, other, model, SHORT),
-        render_prompt(EXAMPLE, None, model, SHORT),
-        render_prompt(EXAMPLE, tokens, model, PromptConfig()),
-        render_prompt(dataclasses.replace(EXAMPLE, question="Who?"), tokens, model, SHORT),
+        render_prompt(EXAMPLE, [tokens], model, SHORT),
+        render_prompt(EXAMPLE, [other], model, SHORT),
+        render_prompt(EXAMPLE, (), model, SHORT),
+        render_prompt(EXAMPLE, [tokens], model, PromptConfig()),
+        render_prompt(dataclasses.replace(EXAMPLE, question="Who?"), [tokens], model, SHORT),
     ]
     assert len({prompt.digest for prompt in prompts}) == 5
-    assert render_prompt(EXAMPLE, tokens, model, SHORT).digest == prompts[0].digest
+    assert render_prompt(EXAMPLE, [tokens], model, SHORT).digest == prompts[0].digest
 
 
 def test_too_long_is_refused_never_cut(model):
     tokens = model.encode(frames(), 4)
-    length = len(render_prompt(EXAMPLE, tokens, model, SHORT).token_ids)
+    length = len(render_prompt(EXAMPLE, [tokens], model, SHORT).token_ids)
     fits = PromptConfig(instruction="", max_prompt_tokens=length)
-    assert len(render_prompt(EXAMPLE, tokens, model, fits).token_ids) == length
-    with pytest.raises(PromptTooLongError, match=f"a prompt of {length} tokens, 18 of them video.*max_prompt_tokens"):
-        render_prompt(EXAMPLE, tokens, model, PromptConfig(instruction="", max_prompt_tokens=length - 1))
+    assert len(render_prompt(EXAMPLE, [tokens], model, fits).token_ids) == length
+    with pytest.raises(PromptTooLongError, match=f"a prompt of {length} tokens, 18 of them of videos and images.*max_prompt_tokens"):
+        render_prompt(EXAMPLE, [tokens], model, PromptConfig(instruction="", max_prompt_tokens=length - 1))
 
 
 def test_response_is_exactly_the_taught_format(model):

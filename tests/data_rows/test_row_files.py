@@ -25,7 +25,7 @@ GOOD: dict[str, Any] = {
     "videos": "videos/one.mp4",
     "answer": "<answer>B</answer>",
 }
-ROW = Row(**GOOD)
+ROW = Row(**{**GOOD, "videos": ("videos/one.mp4",)})
 
 
 def lines(path: Path, *records: object) -> Path:
@@ -64,6 +64,23 @@ def test_unknown_fields_are_ignored_and_videos_may_be_a_list(tmp_path: Path) -> 
     assert read_rows(tmp_path / "rows.parquet") == [ROW]
 
 
+def test_several_videos_images_and_none(tmp_path: Path) -> None:
+    """One path is written as the published string, several as a list; what is not there is not written."""
+    rows = [
+        replace(ROW, videos=("b.mp4", "a.mp4"), images=("x.png",)),
+        replace(ROW, problem_id=2, data_type="image", videos=(), images=("x.png", "x.png")),
+        replace(ROW, problem_id=3, data_type="text", videos=()),
+    ]
+    path = tmp_path / "rows.jsonl"
+    write_rows(path, rows)
+    assert read_rows(path) == rows
+    written = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(one["videos"], one.get("images")) for one in written] == [(["b.mp4", "a.mp4"], "x.png"), ("", ["x.png", "x.png"]), ("", None)]
+    records = [{**without("videos"), "data_type": "image", "images": ["x.png"]}, {**GOOD, "problem_id": 2, "images": []}]
+    read = read_rows(lines(tmp_path / "unset.jsonl", *records))
+    assert [(row.videos, row.images) for row in read] == [((), ("x.png",)), (("videos/one.mp4",), ())]
+
+
 def test_windows_line_ends_and_byte_order_mark(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD).encode() + b"\r\n\r\n")
     assert read_rows(tmp_path / "rows.jsonl") == [ROW]
@@ -73,7 +90,7 @@ def test_write_rows_is_read_back_in_the_published_form(tmp_path: Path) -> None:
     rows = [
         ROW,
         replace(ROW, problem_id=2, problem="Größe?\n\u2028", subtitles="a.srt", duration_s=3.25),
-        replace(ROW, problem_id=3, videos=""),
+        replace(ROW, problem_id=3, videos=()),
     ]
     path = tmp_path / "new" / "rows.jsonl"
     assert write_rows(path, rows) == 3
@@ -127,14 +144,15 @@ HOSTILE: dict[str, tuple[object, str]] = {
     "id_beyond_63_bits": ({**GOOD, "problem_id": 2**63}, "problem_id of 64 bits"),
     "number_as_problem": ({**GOOD, "problem": 5}, "problem is of type int"),
     "list_as_answer": ({**GOOD, "answer": ["<answer>B</answer>"]}, "answer is of type list"),
-    "no_video_in_list": ({**GOOD, "videos": []}, "videos is a list of 0"),
-    "two_videos": ({**GOOD, "videos": ["a.mp4", "b.mp4"]}, "videos is a list of 2"),
+    "empty_video_in_list": ({**GOOD, "videos": ["a.mp4", ""]}, "videos is a list of 2, 1 of them empty"),
+    "too_many_videos": ({**GOOD, "videos": ["a.mp4"] * 65}, "videos is a list of 65, 0 of them empty"),
+    "nested_images": ({**GOOD, "images": [["a.png"]]}, "images is of type list"),
     "nested_videos": ({**GOOD, "videos": [["a.mp4"]]}, "videos is of type list"),
     "object_as_video": ({**GOOD, "videos": {"path": "a.mp4"}}, "videos is of type dict"),
     "nul_in_path": ({**GOOD, "videos": "a\0.mp4"}, "videos holds a NUL"),
     "nul_in_problem": ({**GOOD, "problem": "a\0"}, "problem holds a NUL"),
     "half_surrogate": ({**GOOD, "reasoning": "\ud800"}, "half of a surrogate pair"),
-    "image": ({**GOOD, "data_type": "image"}, "data_type 'image'"),
+    "audio": ({**GOOD, "data_type": "audio"}, "data_type 'audio'"),
     "no_category": ({**GOOD, "problem_type": ""}, "problem_type is empty"),
     "category_with_line_feed": ({**GOOD, "problem_type": "a\nb"}, "problem_type is empty, too long or not printable"),
     "long_category": ({**GOOD, "problem_type": "x" * 65}, "problem_type is empty, too long"),

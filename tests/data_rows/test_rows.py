@@ -22,7 +22,7 @@ ROW = Row(
     data_type="video",
     problem_type="spatial",
     reasoning="It is there.",
-    videos="videos/one.mp4",
+    videos=("videos/one.mp4",),
     answer="<answer>B</answer>",
     subtitles="videos/one.srt",
     duration_s=12.0,
@@ -48,8 +48,8 @@ def read(root: Path, *rows: Row, **fields: Any) -> list[Example | Failure]:
 
 def test_a_good_row(root: Path) -> None:
     example = check_row(ROW, root, DigestIndex(None), with_subtitles=True)
-    assert example.video is not None
-    assert (example.video.path, example.video.digest) == (root / "videos" / "one.mp4", hashlib.sha256(BYTES).hexdigest())
+    (video,) = example.media
+    assert (video.path, video.digest, video.kind) == (root / "videos" / "one.mp4", hashlib.sha256(BYTES).hexdigest(), "video")
     assert example.options == (Option("A", "here"), Option("B", "there"), Option("C", "nowhere"))
     assert (example.answer, example.answer_kind) == ("B", "letter")
     assert (example.problem_id, example.question, example.category) == (1, ROW.problem, "spatial")
@@ -58,17 +58,52 @@ def test_a_good_row(root: Path) -> None:
 
 
 def test_blind_needs_no_video(root: Path) -> None:
-    gone = replace(ROW, videos="videos/gone.mp4")
+    gone = replace(ROW, videos=("videos/gone.mp4",))
     example = check_row(gone, root, None)
-    assert example.video is None and example.subtitles is None and example.question == ROW.problem
+    assert example.media == () and example.subtitles is None and example.question == ROW.problem
     with pytest.raises(VideoMissingError):
         check_row(gone, root, DigestIndex(None))
 
 
 def test_text_row_has_no_video(root: Path) -> None:
-    assert check_row(replace(ROW, data_type="text", videos=""), root, DigestIndex(None)).video is None
+    assert check_row(replace(ROW, data_type="text", videos=()), root, DigestIndex(None)).media == ()
     with pytest.raises(RowError, match="no path in videos"):
-        check_row(replace(ROW, videos=""), root, DigestIndex(None))
+        check_row(replace(ROW, videos=()), root, DigestIndex(None))
+
+
+def test_videos_then_images_in_the_rows_order(root: Path) -> None:
+    (root / "x.png").write_bytes(b"not looked at here")
+    row = replace(ROW, videos=("videos/two.mp4", "videos/one.mp4"), images=("x.png", "videos/one.mp4"))
+    media = check_row(row, root, DigestIndex(None)).media
+    assert [(ref.path.name, ref.kind) for ref in media] == [
+        ("two.mp4", "video"),
+        ("one.mp4", "video"),
+        ("x.png", "image"),
+        ("one.mp4", "image"),
+    ]
+    assert media[1].digest == media[3].digest and media[1] != media[3], "the same bytes as a video and as an image are two things"
+    assert check_row(row, root, None).media == ()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"data_type": "video", "videos": (), "images": ("x.png",)}, "no path in videos"),
+        ({"data_type": "image", "videos": ()}, "0 videos and 0 images"),
+        ({"data_type": "image", "images": ("x.png",)}, "1 videos and 1 images"),
+        ({"data_type": "text"}, "data_type text and the path 'videos/one.mp4'"),
+        ({"data_type": "text", "videos": (), "images": ("x.png",)}, "data_type text and the path 'x.png'"),
+    ],
+)
+def test_media_that_are_not_those_of_the_data_type(root: Path, fields: dict[str, Any], message: str) -> None:
+    (root / "x.png").write_bytes(b"not looked at here")
+    with pytest.raises(RowError, match=message):
+        check_row(replace(ROW, **fields), root, DigestIndex(None))
+
+
+def test_an_image_outside_the_root_is_refused(root: Path) -> None:
+    with pytest.raises(PathError):
+        check_row(replace(ROW, data_type="image", videos=(), images=("../outside.mp4",)), root, DigestIndex(None))
 
 
 @pytest.mark.parametrize(
@@ -177,21 +212,21 @@ def test_hostile_paths_are_refused(name: str, root: Path) -> None:
     (root / "videos" / "link.mp4").symlink_to(root.parent / "outside.mp4")
     (root / "out").symlink_to(root.parent)
     with pytest.raises(PathError):
-        check_row(replace(ROW, videos=PATHS[name]), root, DigestIndex(None))
+        check_row(replace(ROW, videos=(PATHS[name],)), root, DigestIndex(None))
     with pytest.raises(PathError):
         check_row(replace(ROW, subtitles=PATHS[name]), root, DigestIndex(None), with_subtitles=True)
 
 
 def test_a_link_that_stays_inside_is_fine(root: Path) -> None:
     (root / "videos" / "link.mp4").symlink_to("one.mp4")
-    assert check_row(replace(ROW, videos="videos/link.mp4"), root, DigestIndex(None)).video is not None
+    assert check_row(replace(ROW, videos=("videos/link.mp4",)), root, DigestIndex(None)).media
 
 
 @pytest.mark.parametrize("name", ["videos/gone.mp4", "videos", "videos/pipe.mp4"])
 def test_no_such_video(name: str, root: Path) -> None:
     os.mkfifo(root / "videos" / "pipe.mp4")
     with pytest.raises(VideoError) as caught:
-        check_row(replace(ROW, videos=name), root, DigestIndex(None))
+        check_row(replace(ROW, videos=(name,)), root, DigestIndex(None))
     assert name in str(caught.value)
 
 
@@ -199,9 +234,9 @@ def test_failures_keep_their_place_and_are_never_replaced(root: Path) -> None:
     """FACTS faults 4 and 9: no other video in the place of a bad one; every row keeps its own id and category."""
     rows = [
         ROW,
-        replace(ROW, problem_id=2, videos="../outside.mp4", problem_type="goal"),
-        replace(ROW, problem_id=3, videos="videos/two.mp4"),
-        replace(ROW, problem_id=4, videos="videos/gone.mp4", problem_type="plot"),
+        replace(ROW, problem_id=2, videos=("../outside.mp4",), problem_type="goal"),
+        replace(ROW, problem_id=3, videos=("videos/two.mp4",)),
+        replace(ROW, problem_id=4, videos=("videos/gone.mp4",), problem_type="plot"),
         replace(ROW, problem_id=5, answer="<answer>Z</answer>"),
         replace(ROW, problem_id=6),
     ]
@@ -210,8 +245,7 @@ def test_failures_keep_their_place_and_are_never_replaced(root: Path) -> None:
     assert [item.kind if isinstance(item, Failure) else "" for item in items] == ["", "PathError", "", "VideoMissingError", "RowError", ""]
     assert [item.stage for item in items if isinstance(item, Failure)] == ["rows", "video", "rows"]
     assert [item.category for item in items] == ["spatial", "goal", "spatial", "plot", "spatial", "spatial"]
-    one, two, again = (item.video for item in items if isinstance(item, Example))
-    assert one is not None and two is not None
+    one, two, again = (item.media[0] for item in items if isinstance(item, Example))
     assert one == again and one.digest != two.digest, "two questions on one video share it; another video is another"
     assert all("\n" not in item.message for item in items if isinstance(item, Failure))
     blind = read(root, *rows, with_video=False)

@@ -19,7 +19,7 @@ BROKEN = VideoRef(Path("broken.mp4"), "broken")
 
 def example(problem_id, answer="A", video="v1", options=OPTIONS, kind="letter", question="Who has the key at the end?"):
     ref = BROKEN if video == "broken" else VideoRef(Path(f"{video}.mp4"), video) if video else None
-    return Example(problem_id, question, options, answer, kind, "plot", "", ref, None, None)
+    return Example(problem_id, question, options, answer, kind, "plot", "", () if ref is None else (ref,), None, None)
 
 
 @dataclass

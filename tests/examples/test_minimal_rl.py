@@ -54,7 +54,7 @@ def model(checkpoint_folder: Path) -> Qwen2_5VL:
 
 def question(problem_id: int, text: str = "What colour?") -> Example:
     options = "".join(f"\n{option.letter}. {option.text}" for option in OPTIONS)
-    return Example(problem_id, text + options, OPTIONS, "B", "letter", "plot", "Red goes, green stays.", None, None, None)
+    return Example(problem_id, text + options, OPTIONS, "B", "letter", "plot", "Red goes, green stays.", (), None, None)
 
 
 def video_tokens(model: Qwen2_5VL, grid: tuple[int, int, int], seconds: float, seed: int = 0) -> VideoTokens:
@@ -69,7 +69,7 @@ def both_prompts(example: ModuleType, model: Qwen2_5VL, seed: int = 0) -> tuple[
     grids = [((4, 4, 8), 1.3), ((16, 2, 2), 4.1), ((5, 8, 4), 0.7)]
     videos = [video_tokens(model, grid, seconds, seed) for grid, seconds in grids]
     ours = [example.make_prompt(model, row.question, video) for row, video in zip(rows, videos, strict=True)]
-    library = [render_prompt(row, video, model, NO_INSTRUCTION) for row, video in zip(rows, videos, strict=True)]
+    library = [render_prompt(row, [video], model, NO_INSTRUCTION) for row, video in zip(rows, videos, strict=True)]
     return rows, ours, library
 
 

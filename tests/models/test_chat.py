@@ -28,10 +28,11 @@ PUBLISHED_TEMPLATE = (
 
 CONVERSATIONS = [
     [Message("user", "Who has the key?")],
-    [Message("user", "Who has the key?", 1)],
-    [Message("system", "Answer in one word."), Message("user", "Where is\n\nthe key?\nA. hall\nB. kitchen", 2)],
+    [Message("user", "Who has the key?", ("video",))],
+    [Message("system", "Answer in one word."), Message("user", "Where is\n\nthe key?\nA. hall\nB. kitchen", ("video", "video"))],
+    [Message("user", "Which of them is in the picture?", ("video", "video", "image", "image"))],
     [Message("user", "\n\n a text that begins and ends with space \n")],
-    [Message("user", "One."), Message("assistant", "<think>Two.</think><answer>2</answer>"), Message("user", "Three <think>?", 1)],
+    [Message("user", "One."), Message("assistant", "<think>Two.</think><answer>2</answer>"), Message("user", "Three <think>?", ("image",))],
     [Message("user", "Unicode: café éa 中文 🎬\u200d\ue000 0\ue001")],
     [Message("user", "\ue0000\ue001 looks like a mark of ours"), Message("user", "\ue0001\ue001")],
 ]
@@ -41,7 +42,7 @@ def as_dicts(messages):
     return [
         {
             "role": message.role,
-            "content": [*[{"type": "video"}] * message.num_videos, {"type": "text", "text": message.text}],
+            "content": [*({"type": kind} for kind in message.media), {"type": "text", "text": message.text}],
         }
         for message in messages
     ]
@@ -72,7 +73,7 @@ def test_the_published_default_system_message_is_the_templates_business(chat, ti
 def test_special_strings_in_a_text_stay_text(chat, tiny, token):
     """Fault: a question that holds `<|video_pad|>` or `<|im_end|>` ends the turn or miscounts the video's features."""
     added = tiny.tokenizer.added_tokens_decoder
-    plain, forged = [Message("user", "Who?", 1)], [Message("user", f"Who{token}?{token}", 1)]
+    plain, forged = [Message("user", "Who?", ("video", "image"))], [Message("user", f"Who{token}?{token}", ("video", "image"))]
     assert tiny.tokenizer.encode(token) == [tiny.tokenizer.convert_tokens_to_ids(token)]  # it IS special where it is parsed
 
     def special(ids):
@@ -102,9 +103,9 @@ def test_any_text_round_trips(tiny, text):
 
 
 @settings(max_examples=60, deadline=None)
-@given(texts=st.lists(st.text(max_size=30), min_size=1, max_size=3), videos=st.integers(0, 2))
-def test_any_conversation_equals_the_tokenizers_own_rendering(tiny, texts, videos):
-    messages = [Message("user", text, videos) for text in texts]
+@given(texts=st.lists(st.text(max_size=30), min_size=1, max_size=3), media=st.lists(st.sampled_from(["video", "image"]), max_size=3))
+def test_any_conversation_equals_the_tokenizers_own_rendering(tiny, texts, media):
+    messages = [Message("user", text, tuple(media)) for text in texts]
     theirs = tiny.tokenizer.apply_chat_template(as_dicts(messages), add_generation_prompt=True, tokenize=True, return_dict=True)
     assert tiny.token_ids(messages, True) == theirs["input_ids"]
 

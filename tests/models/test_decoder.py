@@ -16,8 +16,8 @@ TOLERANCE = 1e-5
 def prompt(model, noise, num_frames=8, tail=6, seed=0):
     """Token ids [T], positions [3, T] and the video of a prompt: 3 text tokens, the video, `tail` text tokens."""
     video = model.encode(noise(num_frames, seed=seed), 4)
-    ids = [10, 11, 12] + [model.video_token_id] * len(video.embeddings) + list(range(20, 20 + tail))
-    positions, _ = model.position_ids(ids, [video.grid], [video.seconds_per_grid])
+    ids = [10, 11, 12] + [model.placeholder_ids["video"]] * len(video.embeddings) + list(range(20, 20 + tail))
+    positions, _ = model.position_ids(ids, [video])
     return torch.tensor(ids), positions, video
 
 
@@ -154,8 +154,8 @@ def test_gradients_reach_a_trained_tower_through_embed(tmp_path, noise):
     model = random_tiny(tmp_path, train_vision=True)
     model.hf.model.language_model.requires_grad_(False)
     video = model.encode(noise(4), 1, gradients=True)
-    ids = torch.tensor([[10] + [model.video_token_id] * len(video.embeddings) + [11]] * 2)
-    positions, _ = model.position_ids(ids[0].tolist(), [video.grid], [video.seconds_per_grid])
+    ids = torch.tensor([[10] + [model.placeholder_ids["video"]] * len(video.embeddings) + [11]] * 2)
+    positions, _ = model.position_ids(ids[0].tolist(), [video])
     embeds = model.embed(ids, [(0, 1, video), (1, 1, video)])
     model.head(model.decoder(embeds, positions[:, None].expand(3, 2, -1), None, None))[:, -1].square().sum().backward()
     assert all(parameter.grad.abs().sum() > 0 for parameter in model.hf.model.visual.parameters())
@@ -163,7 +163,7 @@ def test_gradients_reach_a_trained_tower_through_embed(tmp_path, noise):
 
 def test_embed_puts_each_video_in_its_row(tiny, noise):
     first, second = tiny.encode(noise(2, seed=1), 1), tiny.encode(noise(2, seed=2), 1)
-    pad = tiny.video_token_id
+    pad = tiny.placeholder_ids["video"]
     ids = torch.tensor([[5] + [pad] * 6 + [6], [7, 8] + [pad] * 6])
     embeds = tiny.embed(ids, [(1, 2, first), (0, 1, second)])
     assert torch.equal(embeds[0, 1:7], second.embeddings)
@@ -173,7 +173,7 @@ def test_embed_puts_each_video_in_its_row(tiny, noise):
 
 def test_embed_refuses_videos_off_their_placeholders(tiny, noise):
     video = tiny.encode(noise(2), 1)
-    pad = tiny.video_token_id
+    pad = tiny.placeholder_ids["video"]
     ids = torch.tensor([[5] + [pad] * 6 + [6]])
     for wrong in ([(0, 0, video)], [(0, 2, video)], []):
         with pytest.raises(ModelError, match="placeholder"):

@@ -15,6 +15,7 @@ from longtake.errors import ModelError
 from longtake.models import load_model
 from longtake.models.qwen2_5_vl import MEDIA_TOKENS, Qwen2_5VL
 from longtake.testing.models import random_tiny
+from longtake.testing.takes import media_shape
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def load(path, **settings):
 
 def logits(model):
     ids = torch.arange(5, 25)[None]
-    positions, _ = model.position_ids(ids[0].tolist(), [], [])
+    positions, _ = model.position_ids(ids[0].tolist(), ())
     with torch.no_grad():
         return model.head(model.decoder(model.embed(ids, []), positions[:, None], None, None))
 
@@ -57,8 +58,8 @@ def test_tokens_per_second_is_the_checkpoints(copy):
     config["vision_config"]["tokens_per_second"] = 4
     (copy / "config.json").write_text(json.dumps(config))
     model = load(copy)
-    ids = [model.video_token_id] * 2
-    assert model.position_ids(ids, [(2, 2, 2)], [1.0])[0][0].tolist() == [0, 4]
+    ids = [model.placeholder_ids["video"]] * 2
+    assert model.position_ids(ids, [media_shape((2, 2, 2))])[0][0].tolist() == [0, 4]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -9,13 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longtake.errors import ModelError
-from longtake.models.positions import mrope_positions, time_step, video_spans
+from longtake.models.positions import media_spans, mrope_positions, time_step
+from longtake.testing.takes import media_shape
 
-V, T = 9, 1  # a video placeholder, a text token
+V, P, T = 9, 8, 1  # the placeholders of videos and of images, a text token
 
 
 def positions(ids, grids=(), seconds=(), tokens_per_second=2.0):
-    found, following = mrope_positions(ids, grids, seconds, video_token_id=V, merge=2, tokens_per_second=tokens_per_second)
+    media = [media_shape(grid, one) for grid, one in zip(grids, seconds, strict=True)]
+    found, following = mrope_positions(
+        ids, media, placeholder_ids={"video": V, "image": P}, merge=2, tokens_per_second=tokens_per_second
+    )
     assert found.dtype == torch.int64
     return found.tolist(), following
 
@@ -142,7 +146,7 @@ def test_placeholders_that_do_not_fit_are_refused(ids, grids):
 
 
 def test_spans():
-    assert video_spans([T, V, V, T, V], [(2, 2, 2), (1, 2, 2)], V, 2) == [(1, 3), (4, 5)]
+    assert media_spans([T, V, V, T, V], [media_shape((2, 2, 2)), media_shape((1, 2, 2))], {"video": V, "image": P}, 2) == [(1, 3), (4, 5)]
 
 
 def test_time_step_is_the_mean_spacing_and_tells_the_deviation():
@@ -154,7 +158,7 @@ def test_time_step_is_the_mean_spacing_and_tells_the_deviation():
 
 def transformers_positions(tiny, ids, grid, seconds):
     token_ids = torch.tensor([ids])
-    kinds = (token_ids == tiny.video_token_id).int() * 2
+    kinds = (token_ids == tiny.placeholder_ids["video"]).int() * 2
     found, _ = tiny.hf.model.get_rope_index(
         token_ids, kinds, video_grid_thw=torch.tensor([grid]), second_per_grid_ts=torch.tensor([seconds], dtype=torch.float64)
     )
@@ -163,16 +167,16 @@ def transformers_positions(tiny, ids, grid, seconds):
 
 @pytest.mark.parametrize(("grid", "seconds"), [((3, 4, 6), 1.0), ((5, 8, 4), 0.6), ((1, 10, 6), 2.0), ((7, 2, 2), 3.7)])
 def test_agrees_with_transformers_up_to_the_end_of_the_first_video(tiny, grid, seconds):
-    ids = [5, 6, 7] + [tiny.video_token_id] * tiny.num_video_tokens(grid)
-    ours, _ = tiny.position_ids(ids, [grid], [seconds])
+    ids = [5, 6, 7] + [tiny.placeholder_ids["video"]] * tiny.num_video_tokens(grid)
+    ours, _ = tiny.position_ids(ids, [media_shape(grid, seconds)])
     assert torch.equal(ours, transformers_positions(tiny, ids, grid, seconds))
 
 
 def test_transformers_puts_the_text_behind_a_video_into_the_video(tiny):
     """Why positions are ours. Video from 2, times 2..8: text must start at 9; transformers says 2 + max(4, 4) / 2 = 4."""
     grid = (4, 4, 4)
-    ids = [5, 6] + [tiny.video_token_id] * 16 + [7]
-    ours, following = tiny.position_ids(ids, [grid], [1.0])
+    ids = [5, 6] + [tiny.placeholder_ids["video"]] * 16 + [7]
+    ours, following = tiny.position_ids(ids, [media_shape(grid)])
     assert ours[:, -1].tolist() == [9, 9, 9]
     assert following == 10
     assert transformers_positions(tiny, ids, grid, 1.0)[:, -1].tolist() == [4, 4, 4]

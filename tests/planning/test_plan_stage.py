@@ -140,7 +140,8 @@ def test_rows_are_probed_and_sampled_as_the_run_will(world: Path, tmp_path: Path
     rows, refused = sample_rows(config, model_costs("tiny", "float32"), read_workload(config))
     model, phases = load_model(ModelConfig(path="tiny")), Phases()
     source = VideoSource(model, config.video, phases)
-    real = [render_prompt(example, source.tokens(example.video), model, config.prompt) for example in read_examples(config.data)]
+    examples = read_examples(config.data)
+    real = [render_prompt(example, [source.tokens(ref) for ref in example.media], model, config.prompt) for example in examples]
     assert [row.video_tokens for row in rows] == [len(prompt.spans[0].tokens.embeddings) for prompt in real]
     # Text: the tokenizer's own count, and an allowance for the template that the tiny model's does not use up.
     over = [row.prompt_tokens - len(prompt.token_ids) for row, prompt in zip(rows, real, strict=True)]

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -15,8 +16,9 @@ from longtake.evaluation.records import read_records, write_records
 from longtake.report.html import render_report, write_report
 from longtake.report.markup import VOID, text
 from longtake.report.read import read_run
-from longtake.report.strips import strip
+from longtake.report.strips import strip, strips
 from longtake.testing.synthetic_run import MARK, write_synthetic_run
+from longtake.types import Row
 
 HOSTILE = "<script>alert('x')</script><img src=x onerror=alert(1)>\"'&\u202e\x00 $x^2$"
 
@@ -144,7 +146,10 @@ def test_rows_whose_video_is_missing_damaged_or_outside_say_so(tmp_path):
     for name in ("../secret.mp4", "none.mp4", "damaged.mp4", "<b>.mp4"):
         told = strip(tmp_path, name)
         assert told.startswith('<p class="note">No frames: ') and text(name) in told and "<img" not in told
-    assert strip(tmp_path, "") == '<p class="note">This row has no video.</p>'
+    none = Row(1, "?", "text", "plot", "", (), "<answer>1</answer>")
+    assert strips(tmp_path, none) == '<p class="note">This row has no video.</p>'
+    two = strips(tmp_path, replace(none, data_type="video", videos=("none.mp4", "damaged.mp4")))
+    assert two.count('<p class="note">No frames: ') == 2 and two.index("none.mp4") < two.index("damaged.mp4")
 
 
 def test_a_single_training_folder_is_enough(run_dir, tmp_path):

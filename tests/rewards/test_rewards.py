@@ -21,7 +21,7 @@ EXAMPLE = Example(
     answer_kind="letter",
     category="plot",
     reasoning="",
-    video=None,
+    media=(),
     subtitles=None,
     duration_s=None,
 )

@@ -193,8 +193,8 @@ def test_embeddings_that_arrive_are_the_trainers(model, engine, monkeypatch):
     assert {content_key(video.embeddings, video.grid, video.seconds_per_grid) for video in videos} <= engine.received.contents
     honest = vllm_engine.engine_prompt
 
-    def changed(prompt, video_token_id):
-        given = honest(prompt, video_token_id)
+    def changed(prompt, placeholder_ids):
+        given = honest(prompt, placeholder_ids)
         given["multi_modal_data"]["video"]["video_embeds"] = given["multi_modal_data"]["video"]["video_embeds"].flip(0)
         return given
 

@@ -50,7 +50,7 @@ def test_a_long_video_and_positions_beyond_what_the_checkpoint_knows(tmp_path):
     (span,) = slow_video.spans
     tokens = replace(span.tokens, seconds_per_grid=500.0)
     ids = slow_video.token_ids
-    positions, next_position = model.position_ids(ids.tolist(), [tokens.grid], [tokens.seconds_per_grid])
+    positions, next_position = model.position_ids(ids.tolist(), [tokens])
     slow = RolloutRequest(
         8, replace(slow_video, spans=(replace(span, tokens=tokens),), position_ids=positions, next_position=next_position)
     )

@@ -14,17 +14,17 @@ from longtake.testing.takes import random_prompt
 
 def test_each_video_is_one_placeholder_and_the_text_stays(model):
     prompt = random_prompt(model, 9, ((4, 2, 4), (5, 4, 4)), seed=1)
-    ids = collapsed_ids(prompt, model.video_token_id)
-    text = [token for token in prompt.token_ids.tolist() if token != model.video_token_id]
-    assert [token for token in ids if token != model.video_token_id] == text
-    assert [index for index, token in enumerate(ids) if token == model.video_token_id] == [2, 5]
+    ids = collapsed_ids(prompt, model.placeholder_ids)
+    text = [token for token in prompt.token_ids.tolist() if token != model.placeholder_ids["video"]]
+    assert [token for token in ids if token != model.placeholder_ids["video"]] == text
+    assert [index for index, token in enumerate(ids) if token == model.placeholder_ids["video"]] == [2, 5]
     plain = random_prompt(model, 9, (), seed=1)
-    assert engine_prompt(plain, model.video_token_id) == {"prompt_token_ids": plain.token_ids.tolist()}
+    assert engine_prompt(plain, model.placeholder_ids) == {"prompt_token_ids": plain.token_ids.tolist()}
 
 
 def test_videos_travel_as_embeddings_with_grid_and_spacing(model):
     prompt = random_prompt(model, 9, ((4, 2, 4), (5, 4, 4)), seed=1)
-    given = engine_prompt(prompt, model.video_token_id)
+    given = engine_prompt(prompt, model.placeholder_ids)
     video = given["multi_modal_data"]["video"]
     assert torch.equal(video["video_embeds"], torch.cat([span.tokens.embeddings for span in prompt.spans]))
     assert video["video_grid_thw"].tolist() == [[4, 2, 4], [5, 4, 4]]
@@ -44,7 +44,7 @@ def test_a_key_names_all_that_the_keys_and_values_of_a_video_depend_on(model):
 def test_another_prompt_than_ours_is_refused(model):
     prompt = random_prompt(model, 9, ((4, 2, 4),), seed=1)
     check_prompt_ids(prompt, prompt.token_ids.tolist())
-    expanded_again = [*prompt.token_ids.tolist(), model.video_token_id]
+    expanded_again = [*prompt.token_ids.tolist(), model.placeholder_ids["video"]]
     for answered in (None, [], expanded_again):
         with pytest.raises(MismatchError, match="vLLM answered a prompt"):
             check_prompt_ids(prompt, answered)

@@ -279,7 +279,7 @@ BAD: dict[str, tuple[Record | str, str]] = {
 
 def test_bad_lines_keep_their_place_and_are_told(score: Make, asked: list[Record], base: Path, capfd: Capture) -> None:
     """Each between two good ones. What could be read of a line is there still, the others as text."""
-    video_id = load_model(ModelConfig(path=str(base), device="cpu")).video_token_id
+    video_id = load_model(ModelConfig(path=str(base), device="cpu")).placeholder_ids["video"]
     bad = [json.loads(json.dumps(line).replace('"VIDEO"', str(video_id))) for line, _ in BAD.values()]
     lines = [line for pair in zip(asked * 2, bad) for line in pair]  # noqa: B905 (as many good ones as bad ones)
     found = scored(score(lines, data={"max_failed_fraction": 0.5}))
@@ -339,7 +339,7 @@ def test_a_damaged_video_fails_its_responses_alone(score: Make, rows: Path, tmp_
 
 def disagree() -> tuple[str, str]:
     """What rank 1 alone fails with, and what both say of prompts that differ."""
-    row = Row(3, "?", "text", "plot", "", "", "<answer>1</answer>")
+    row = Row(3, "?", "text", "plot", "", (), "<answer>1</answer>")
     with start_world(torch.device("cpu"), timeout_s=60) as world:
         own = Prompt(torch.ones(1), torch.ones(3, 1), (), 1, f"digest {world.rank}")
         failed = Failure(3, "video", "VideoMissingError", "gone") if world.rank else replace(own, digest="same")

@@ -155,12 +155,12 @@ def test_a_batch_without_any_response_token_still_has_a_gradient(model):
 
 def test_media_tokens_have_no_probability_in_training_either(model):
     prompts, takes = rows_of(model)
-    media = replace(takes[0], token_ids=torch.full((6,), model.video_token_id))
+    media = replace(takes[0], token_ids=torch.full((6,), model.placeholder_ids["video"]))
     with torch.no_grad():
         slow = score_slowly(model, prompts[0], takes[0].token_ids)[0]
         logprobs, _ = take_logprobs(model, take_batch(prompts[:1], takes[:1], model.device), 1.0)
         assert torch.allclose(logprobs[0], slow, atol=1e-5)
-        model.embed = lambda ids, videos, plain=model.embed: plain(torch.where(ids == model.video_token_id, 41, ids), videos)
+        model.embed = lambda ids, videos, plain=model.embed: plain(torch.where(ids == model.placeholder_ids["video"], 41, ids), videos)
         assert take_logprobs(model, take_batch(prompts[:1], [media], model.device), 1.0)[0].eq(-math.inf).all()
 
 

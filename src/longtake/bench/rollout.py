@@ -102,8 +102,8 @@ def requests_of(model: Model, videos: Sequence[Frames], repeats: int) -> tuple[f
         begin = time.perf_counter()
         tokens = [model.encode(video, GROUPS_PER_CHUNK) for video in videos]
         seconds.append(time.perf_counter() - begin)
-    asked = [Example(0, "a tokenizer is needed", (), "", "text", "general", "", None, None, None) for _ in videos]
-    prompts = [render_prompt(example, video, model, PromptConfig(instruction="")) for example, video in zip(asked, tokens, strict=True)]
+    asked = [Example(0, "a tokenizer is needed", (), "", "text", "general", "", (), None, None) for _ in videos]
+    prompts = [render_prompt(example, (video,), model, PromptConfig(instruction="")) for example, video in zip(asked, tokens, strict=True)]
     return median(seconds), [RolloutRequest(key, prompt) for key, prompt in enumerate(prompts)]
 
 

@@ -74,7 +74,7 @@ class PixelEngine:
             "video_backend": "none",
         }
         return {
-            "prompt_token_ids": collapsed_ids(request.prompt, self._model.video_token_id),
+            "prompt_token_ids": collapsed_ids(request.prompt, self._model.placeholder_ids),
             "multi_modal_data": {"video": [(frames.pixels, about | {"video_backend": "none", "do_sample_frames": False})]},
             "mm_processor_kwargs": {"do_sample_frames": False},
         }

@@ -66,9 +66,9 @@ def _prompt(model: Model, text: Tensor, video: HeldVideo) -> Prompt:
     """Half of the text, the video, the other half."""
     half, count = len(text) // 2, video.size().num_tokens
     grid = (video.size().num_groups, HEIGHT // 14, WIDTH // 14)
-    token_ids = torch.cat([text[:half], torch.full((count,), model.video_token_id), text[half:]])
-    position_ids, next_position = model.position_ids(token_ids.tolist(), [grid], [1.0])
+    token_ids = torch.cat([text[:half], torch.full((count,), model.placeholder_ids["video"]), text[half:]])
     nothing = VideoTokens(torch.empty(0), grid, 1.0, "")
+    position_ids, next_position = model.position_ids(token_ids.tolist(), [nothing])
     return Prompt(token_ids, position_ids, (VideoSpan(half, half + count, nothing),), next_position, "bench")
 
 

@@ -83,7 +83,7 @@ def ask_policy(
         if isinstance(tokens, Refused):
             return tokens
         try:
-            return render_prompt(one.example, tokens, model, config.prompt)
+            return render_prompt(one.example, (tokens,), model, config.prompt)
         except LongtakeError as error:
             return Refused(error, lasts=True)
 
@@ -151,10 +151,9 @@ class _Videos:
 def _found(draft: Draft, root: Path, index: DigestIndex) -> VideoRef | Refused:
     """The file, when its bytes are those that the question is about."""
     try:
-        ref = check_row(published_row(draft, 0), root, index).video
+        (ref,) = check_row(published_row(draft, 0), root, index).media
     except LongtakeError as error:
         return Refused(error, lasts=False)
-    assert ref is not None
     if ref.digest != draft.digest:
         rule = "videos do not change while they are used"
         return Refused(VideoMissingError(f"{ref.path}: other bytes than were taken in", rule=rule, remedy="put it back"), lasts=False)

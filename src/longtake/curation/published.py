@@ -22,7 +22,7 @@ def published_row(draft: Draft, problem_id: int, *, folder: str = "", duration_s
         data_type="video",
         problem_type=draft.category,
         reasoning=draft.reasoning,
-        videos=f"{folder}{draft.video}",
+        videos=(f"{folder}{draft.video}",),
         answer=f"<answer>{draft.letter if draft.options else flat(draft.answer)}</answer>",
         duration_s=duration_s,
     )
@@ -37,7 +37,7 @@ def published_example(draft: Draft, problem_id: int = 0) -> Example:
     where = f"row {draft.key}"
     if len(draft.options) > len(LETTERS):
         raise RowError(f"{where}: {len(draft.options)} options", rule=f"a question has at most {len(LETTERS)}", remedy="ask for fewer")
-    example = check_row(parse_row(vars(published_row(draft, problem_id)), where), Path(), None)
+    example = check_row(parse_row(published_row(draft, problem_id).as_published(), where), Path(), None)
     read = tuple((option.letter, option.text) for option in example.options)
     meant = tuple((letter, flat(option)) for letter, option in zip(LETTERS, draft.options, strict=False))
     if read != meant:

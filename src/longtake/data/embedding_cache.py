@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -171,4 +171,4 @@ def _with_own_memory(tokens: VideoTokens) -> VideoTokens:
         tensor.detach().clone() if tensor.untyped_storage().nbytes() != tensor.nbytes or not tensor.is_contiguous() else tensor.detach()
         for tensor in (tokens.embeddings, *tokens.deepstack)
     ]
-    return VideoTokens(tensors[0].cpu(), tokens.grid, tokens.seconds_per_grid, tokens.digest, tuple(t.cpu() for t in tensors[1:]))
+    return replace(tokens, embeddings=tensors[0].cpu(), deepstack=tuple(tensor.cpu() for tensor in tensors[1:]))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,11 @@ MAX_ARRAY_BYTES = 4 << 30
 MAX_PROBLEM_ID = 2**63 - 1
 MAX_DURATION_S = 1e9
 MAX_CATEGORY_CHARS = 64
-DATA_TYPES = ("video", "text")
+MAX_MEDIA = 64
+"""Most videos, and most images, of one row."""
+DATA_TYPES = ("video", "image", "text")
 TEXT_FIELDS = ("problem", "data_type", "problem_type", "reasoning", "answer")
-KNOWN_FIELDS = ("problem_id", *TEXT_FIELDS, "videos", "subtitles", "duration_s", "duration")
+KNOWN_FIELDS = ("problem_id", *TEXT_FIELDS, "videos", "images", "subtitles", "duration_s", "duration")
 
 Record = tuple[int, object]
 """Row number, from 1 (the line in JSON lines), and what stands there: a decoded JSON value, or the RowError that reading it gave."""
@@ -136,17 +137,20 @@ def parse_row(value: object, where: str) -> Row:
     if not isinstance(value, dict):
         raise row_error(where, f"a JSON {type(value).__name__}", "write one JSON object per row")
     record: dict[str, Any] = value
-    missing = [name for name in ("problem_id", *TEXT_FIELDS, "videos") if record.get(name) is None]
+    missing = [name for name in ("problem_id", *TEXT_FIELDS) if record.get(name) is None]
+    if record.get("videos") is None and record.get("images") is None and record.get("data_type") != "text":
+        missing.append("videos")
     if missing:
         raise row_error(where, f"no field {', '.join(missing)}", "add it; the fields of a row are listed in types.Row")
     texts = {name: text_field(record[name], name, where) for name in TEXT_FIELDS}
     if texts["data_type"] not in DATA_TYPES:
-        raise row_error(where, f"data_type {texts['data_type'][:40]!r}", f"use {' or '.join(DATA_TYPES)}")
+        raise row_error(where, f"data_type {texts['data_type'][:40]!r}", f"use {', '.join(DATA_TYPES[:-1])} or {DATA_TYPES[-1]}")
     if not texts["problem_type"].isprintable() or not 0 < len(texts["problem_type"]) <= MAX_CATEGORY_CHARS:
         raise row_error(where, "problem_type is empty, too long or not printable", f"use a name of 1 to {MAX_CATEGORY_CHARS} characters")
     return Row(
         problem_id=id_field(record["problem_id"], where),
-        videos=videos_field(record["videos"], where),
+        videos=paths_field(record.get("videos"), "videos", where),
+        images=paths_field(record.get("images"), "images", where),
         subtitles=None if record.get("subtitles") is None else text_field(record["subtitles"], "subtitles", where),
         duration_s=duration_field(record.get("duration_s", record.get("duration")), where),
         **texts,
@@ -172,13 +176,14 @@ def text_field(value: object, name: str, where: str) -> str:
     return value
 
 
-def videos_field(value: object, where: str) -> str:
-    """The path: a string (the published form) or a list of one string."""
-    if isinstance(value, list):
-        if len(value) != 1:
-            raise row_error(where, f"videos is a list of {len(value)}", "name one video per row")
-        value = value[0]
-    return text_field(value, "videos", where)
+def paths_field(value: object, name: str, where: str) -> tuple[str, ...]:
+    """The paths: a string (the published form; empty for none) or a list of strings, none of them empty. Raises RowError."""
+    if value is None or value == "":
+        return ()
+    paths = tuple(text_field(path, name, where) for path in (value if isinstance(value, list) else [value]))
+    if not all(paths) or len(paths) > MAX_MEDIA:
+        raise row_error(where, f"{name} is a list of {len(paths)}, {paths.count('')} of them empty", f"name 1 to {MAX_MEDIA} files")
+    return paths
 
 
 def duration_field(value: object, where: str) -> float | None:
@@ -225,8 +230,7 @@ def write_rows(path: Path, rows: Iterable[Row]) -> int:
     num_rows = 0
     with partial.open("w", encoding="utf-8", newline="\n") as file:
         for row in rows:
-            record = {name: value for name, value in asdict(row).items() if value is not None}
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.write(json.dumps(row.as_published(), ensure_ascii=False) + "\n")
             num_rows += 1
     partial.replace(path)
     return num_rows

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from longtake.answers import plain_number, read_letter
@@ -13,7 +14,7 @@ from longtake.answers.texts import fold
 from longtake.config.sections import DataConfig
 from longtake.data.row_files import read_rows, write_rows
 from longtake.errors import PathError, RowError, VideoError
-from longtake.types import AnswerKind, Example, Failure, Option, Row
+from longtake.types import AnswerKind, Example, Failure, MediaKind, Option, Row, VideoRef
 from longtake.video.index import DigestIndex
 from longtake.video.paths import resolve_inside
 from longtake.video.subtitles import read_srt
@@ -55,17 +56,16 @@ def example_or_failure(row: Row, root: Path, index: DigestIndex | None, with_sub
 
 
 def check_row(row: Row, root: Path, index: DigestIndex | None, *, with_subtitles: bool = False) -> Example:
-    """A row with its options and answer parsed and its video found inside `root`; index None: asked blind, no video is looked for.
+    """A row with its options and answer parsed and its media found inside `root`; index None: asked blind, none is looked for.
 
-    Raises RowError (options, answer), PathError (a path that leaves the root) or VideoError (file missing or unreadable).
+    Raises RowError (options, answer, media), PathError (a path that leaves the root) or VideoError (file missing or unreadable).
     """
     where = f"row with problem_id {row.problem_id}"
     if not row.problem.strip():
         raise RowError(f"{where}: empty problem", rule="every row asks something", remedy="fill in problem")
     options = parse_options(row.problem, where)
     answer, answer_kind = parse_answer(row.answer, options, where)
-    if row.data_type == "video" and not row.videos:
-        raise RowError(f"{where}: data_type video and no path in videos", rule="a video row names its video", remedy="fill in videos")
+    check_media(row, where)
     return Example(
         problem_id=row.problem_id,
         question=row.problem,
@@ -74,10 +74,41 @@ def check_row(row: Row, root: Path, index: DigestIndex | None, *, with_subtitles
         answer_kind=answer_kind,
         category=row.problem_type,
         reasoning=row.reasoning,
-        video=index.ref(resolve_inside(root, row.videos)) if index is not None and row.videos else None,
+        media=() if index is None else media_refs(row, root, index),
         subtitles=subtitle_text(resolve_inside(root, row.subtitles)) if with_subtitles and row.subtitles else None,
         duration_s=row.duration_s,
     )
+
+
+def check_media(row: Row, where: str) -> None:
+    """Raises RowError when the media that a row names are not those of its data_type."""
+    if row.data_type == "video" and not row.videos:
+        raise RowError(f"{where}: data_type video and no path in videos", rule="a video row names its video", remedy="fill in videos")
+    if row.data_type == "image" and (row.videos or not row.images):
+        named = f"{len(row.videos)} videos and {len(row.images)} images"
+        raise RowError(f"{where}: data_type image and {named}", rule="an image row names images alone", remedy="mend data_type or images")
+    if row.data_type == "text" and (row.videos or row.images):
+        named = (row.videos + row.images)[0][:80]
+        raise RowError(
+            f"{where}: data_type text and the path {named!r}", rule="a text row names no video and no image", remedy="mend data_type"
+        )
+
+
+def media_refs(row: Row, root: Path, index: DigestIndex) -> tuple[VideoRef, ...]:
+    """Videos, then images, in the row's order. Raises PathError or VideoError."""
+    return tuple(media_ref(index, path, kind) for path, kind in media_paths(row, root))
+
+
+def media_paths(row: Row, root: Path) -> list[tuple[Path, MediaKind]]:
+    """Where the files are that a row names, and as what it names each. Raises PathError."""
+    videos: list[tuple[Path, MediaKind]] = [(resolve_inside(root, path), "video") for path in row.videos]
+    return [*videos, *((resolve_inside(root, path), "image") for path in row.images)]
+
+
+def media_ref(index: DigestIndex, path: Path, kind: MediaKind) -> VideoRef:
+    """Raises VideoError."""
+    ref = index.ref(path)
+    return ref if ref.kind == kind else replace(ref, kind=kind)
 
 
 def parse_options(problem: str, where: str) -> tuple[Option, ...]:

@@ -52,6 +52,7 @@ def read_tokens(path: Path, digest: str, *, verify: bool) -> VideoTokens:
                 float.fromhex(facts["seconds_per_grid"]),
                 digest,
                 deepstack,
+                facts.get("kind", "video"),
             )
     except (SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise DamagedFileError(f"{path}: {type(error).__name__}: {error}") from error
@@ -62,7 +63,8 @@ def read_tokens(path: Path, digest: str, *, verify: bool) -> VideoTokens:
 
 def checksum(tokens: VideoTokens) -> str:
     """sha256 over everything the record holds, dtypes and shapes included."""
-    return digest_of(FORMAT, tokens.digest, tokens.grid, tokens.seconds_per_grid, tokens.embeddings, list(tokens.deepstack))
+    kind = () if tokens.kind == "video" else (tokens.kind,)
+    return digest_of(FORMAT, tokens.digest, tokens.grid, tokens.seconds_per_grid, tokens.embeddings, list(tokens.deepstack), *kind)
 
 
 def num_bytes(tokens: VideoTokens) -> int:
@@ -80,7 +82,8 @@ def _tensors(tokens: VideoTokens) -> dict[str, torch.Tensor]:
 
 
 def _facts(tokens: VideoTokens) -> dict[str, Any]:
-    return {"grid": list(tokens.grid), "seconds_per_grid": float(tokens.seconds_per_grid).hex()}
+    kind = {} if tokens.kind == "video" else {"kind": tokens.kind}  # files of videos are older than images
+    return {"grid": list(tokens.grid), "seconds_per_grid": float(tokens.seconds_per_grid).hex(), **kind}
 
 
 def _checked_facts(metadata: dict[str, str], digest: str, names: set[str]) -> dict[str, Any]:
@@ -91,4 +94,6 @@ def _checked_facts(metadata: dict[str, str], digest: str, names: set[str]) -> di
     facts: dict[str, Any] = json.loads(metadata["facts"])
     if [type(number) for number in facts["grid"]] != [int, int, int]:
         raise DamagedFileError(f"grid {facts['grid']}")
+    if facts.get("kind", "video") not in ("video", "image"):
+        raise DamagedFileError(f"kind {facts['kind']!r}")
     return facts

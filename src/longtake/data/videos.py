@@ -1,4 +1,4 @@
-"""Videos as the language model sees them: decoded once and encoded once while the cache holds them."""
+"""Videos and images as the language model sees them: decoded once and encoded once while the cache holds them."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from longtake.observe.timing import Phases
 from longtake.parallel.chunks import VideoSize, assign_chunks
 from longtake.parallel.encode import EncodedBatch, Encoder
 from longtake.parallel.mesh import Axis
-from longtake.types import FrameFacts, Frames, VideoRef, VideoTokens
+from longtake.types import FrameFacts, Frames, MediaKind, VideoRef, VideoTokens
 from longtake.video.decode import DECODER, load_frames
+from longtake.video.image import IMAGE_DECODER, image_size, load_image, probe_image
 from longtake.video.probe import probe
 from longtake.video.sample import plan_frames
 
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 class VideoSource:
-    """Serves the `VideoTokens` of video files, for one model and one way of sampling. Several sources may share a cache.
+    """Serves the `VideoTokens` of video and image files, for one model and one way of sampling. Several sources may share a cache.
 
     Looked up first is the request: the digest of the file's bytes, the sampling, the decoder, the model's side. A request answered before,
     in this process or by another that filled the same folder, needs no decoding. A frozen tower: embeddings are kept. A trained
@@ -55,7 +56,11 @@ class VideoSource:
         self._model, self._config, self._phases = model, config, phases
         self.cache = EmbeddingCache() if cache is None else cache
         sampling = config.model_dump_json(exclude={"encode_groups"})
-        self._frames_settings = digest_of("frames 1", sampling, DECODER, model.patch_multiple, model.temporal_patch)
+        image = (config.min_pixels_per_frame, config.max_pixels_per_frame, config.limits.model_dump_json())
+        self._frames_settings: dict[MediaKind, str] = {
+            "video": digest_of("frames 1", sampling, DECODER, model.patch_multiple, model.temporal_patch),
+            "image": digest_of("image frames 1", image, IMAGE_DECODER, model.patch_multiple, model.temporal_patch),
+        }
         self._counts: Counter[str] = Counter()
         self._noted: set[str] = set()
         self._max_deviation_s = 0.0
@@ -133,7 +138,7 @@ class VideoSource:
         return self.cache.put(request, self._encode(frames), answer, tower)
 
     def num_tokens(self, ref: VideoRef) -> int:
-        """V, found without decoding the video; 0 where it cannot be read, which is told when its turn comes."""
+        """V, found without decoding the file; 0 where it cannot be read, which is told when its turn comes."""
         size = self._size_or_none(ref)
         return 0 if size is None else size.num_tokens
 
@@ -149,7 +154,8 @@ class VideoSource:
         return counts | groups | {"video/max_time_deviation_s": self._max_deviation_s} | self.cache.metrics()
 
     def _request(self, ref: VideoRef) -> str:
-        return digest_of("video request 1", ref.digest, self._frames_settings, self._model.encoder_digest(self._config.encode_groups))
+        settings = self._frames_settings[ref.kind]
+        return digest_of("video request 1", ref.digest, settings, self._model.encoder_digest(self._config.encode_groups))
 
     def _prepare_frozen(self, todo: dict[str, VideoRef]) -> None:
         """Each rank keeps every video of the step; with a folder that all share, the first writes and the others map its files."""
@@ -193,6 +199,9 @@ class VideoSource:
 
     def _size(self, ref: VideoRef) -> VideoSize:
         _refuse_changed(ref)
+        if ref.kind == "image":
+            height, width = image_size(probe_image(ref.path, self._config.limits), self._config, self._model.patch_multiple)
+            return VideoSize(1, height * width // self._model.patch_multiple**2)
         info = probe(ref.path, self._config.limits)
         plan = plan_frames(info, self._config, self._model.patch_multiple, self._model.temporal_patch)
         num_groups = plan.num_frames // self._model.temporal_patch
@@ -242,13 +251,14 @@ class VideoSource:
         return num_groups * self._model.temporal_patch * size.tokens_per_group * self._model.patch_multiple**2 * 3
 
     def _key(self, ref: VideoRef, groups: tuple[int, int] | None = None) -> str:
-        name = f"frames {digest_of(ref.digest, self._frames_settings)}"
+        name = f"frames {digest_of(ref.digest, self._frames_settings[ref.kind])}"
         return name if groups is None else f"{name} {groups[0]} {groups[1]}"
 
     def _decode(self, ref: VideoRef, groups: tuple[int, int] | None = None) -> Frames:
         """By the main thread or by the one ahead of it."""
         _refuse_changed(ref)
-        frames = load_frames(ref, self._config, self._model.patch_multiple, self._model.temporal_patch, groups=groups)
+        patches = self._model.patch_multiple, self._model.temporal_patch
+        frames = load_image(ref, self._config, *patches) if ref.kind == "image" else load_frames(ref, self._config, *patches, groups=groups)
         _refuse_changed(ref)
         return frames
 

@@ -42,7 +42,7 @@ class AnswerRecord:
     failure_stage: str | None = None
     failure_message: str | None = None
     video: str | None = None
-    """sha256 of the video's bytes: rows of one video are not independent."""
+    """sha256 of the bytes of the video, or of what is shown first: rows of one video are not independent."""
     verdict: str | None = None
     """Of the judge: `yes`, `no`, `no call` (wrong without one), or the kind of the failure of its call; None: the rules decide."""
     rule_correct: bool | None = None

@@ -81,8 +81,8 @@ def evaluate_letters(
 
 
 def ask_prompt(model: Model, source: VideoSource, example: Example, config: PromptConfig, with_video: bool) -> Prompt:
-    """The row's prompt with its video encoded; blind, the same question with no video in it. Raises VideoError, PromptTooLongError."""
-    tokens = source.tokens(example.video) if with_video and example.video is not None else None
+    """The row's prompt with its media encoded; blind, the same question with none in it. Raises VideoError, PromptTooLongError."""
+    tokens = [source.tokens(ref) for ref in example.media] if with_video else ()
     return render_prompt(example, tokens, model, config)
 
 
@@ -196,7 +196,7 @@ def _record(
         failure=failure,
         failure_stage=failure_stage,
         failure_message=failure_message,
-        video=example.video.digest if example.video is not None else None,
+        video=example.media_digest,
     )
 
 

@@ -69,7 +69,7 @@ def _filled(marked: str, texts: Sequence[str]) -> str:
 
 
 def _as_dict(message: Message, text: str) -> dict[str, object]:
-    """The form chat templates expect; a message without video is a plain string, which every template understands."""
-    if not message.num_videos:
+    """The form chat templates expect; a message without media is a plain string, which every template understands."""
+    if not message.media:
         return {"role": message.role, "content": text}
-    return {"role": message.role, "content": [*({"type": "video"} for _ in range(message.num_videos)), {"type": "text", "text": text}]}
+    return {"role": message.role, "content": [*({"type": kind} for kind in message.media), {"type": "text", "text": text}]}

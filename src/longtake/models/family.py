@@ -5,7 +5,7 @@ Shape legend: types.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -14,17 +14,17 @@ import torch
 from transformers import Cache, PreTrainedTokenizerBase
 
 from longtake.models.on_meta import Renamings
-from longtake.models.positions import Grid
-from longtake.types import FrameFacts, Frames, VideoTokens
+from longtake.models.positions import Grid, Shape
+from longtake.types import FrameFacts, Frames, MediaKind, VideoTokens
 
 
 @dataclass(frozen=True)
 class Message:
-    """One message of a chat: `num_videos` placeholders, then the text."""
+    """One message of a chat: a placeholder for each of `media`, then the text."""
 
     role: Literal["system", "user", "assistant"]
     text: str
-    num_videos: int = 0
+    media: tuple[MediaKind, ...] = ()
 
 
 class Model(Protocol):
@@ -51,7 +51,8 @@ class Model(Protocol):
     """Fills padded token ids; never scored."""
     banned_ids: torch.Tensor
     """int64 [B] on `device`: media placeholders and the padding of the vocabulary, which may never be sampled."""
-    video_token_id: int
+    placeholder_ids: Mapping[MediaKind, int]
+    """The token that stands for each video token of a video, and for those of an image."""
     train_vision: bool
     """Whether the tower trains (its embeddings then change with the weights)."""
     weights_version: int
@@ -93,7 +94,7 @@ class Model(Protocol):
         ...
 
     def token_ids(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[int]:
-        """The chat template's tokens, one placeholder per video. Special-token strings inside message texts stay plain text."""
+        """The chat template's tokens, one placeholder per video or image. Special-token strings inside message texts stay plain text."""
         ...
 
     def text_ids(self, text: str) -> list[int]:
@@ -105,15 +106,16 @@ class Model(Protocol):
         ...
 
     def num_video_tokens(self, grid: Grid) -> int:
-        """V of a video with this grid."""
+        """V of a video or image with this grid."""
         ...
 
-    def position_ids(self, token_ids: Sequence[int], grids: Sequence[Grid], seconds_per_grid: Sequence[float]) -> tuple[torch.Tensor, int]:
-        """int64 [A, P] on the CPU, and the position of the first response token. Raises ModelError when they do not fit."""
+    def position_ids(self, token_ids: Sequence[int], media: Sequence[Shape]) -> tuple[torch.Tensor, int]:
+        """int64 [A, P] on the CPU, and the position of the first response token. `media`: what stands in place of each run of placeholders,
+        in order. Raises ModelError when they do not fit."""
         ...
 
     def embed(self, token_ids: torch.Tensor, videos: Sequence[tuple[int, int, VideoTokens]]) -> torch.Tensor:
-        """Embeddings [M, T, D] of token ids [M, T], with each video (row, start, tokens) in place of its placeholders."""
+        """Embeddings [M, T, D] of token ids [M, T], with each video or image (row, start, tokens) in place of its placeholders."""
         ...
 
     def decoder(

@@ -6,15 +6,30 @@ the video's own time range; the published rule (and vLLM's) is the largest posit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from longtake.errors import ModelError
+from longtake.types import MediaKind
 
 Grid = tuple[int, int, int]
 """(temporal groups, patch rows, patch columns), before spatial merging."""
+
+
+class Shape(Protocol):
+    """What positions need to know of a video or an image: `VideoTokens` is one."""
+
+    @property
+    def kind(self) -> MediaKind: ...
+
+    @property
+    def grid(self) -> Grid: ...
+
+    @property
+    def seconds_per_grid(self) -> float: ...
 
 
 def num_video_tokens(grid: Grid, merge: int) -> int:
@@ -25,10 +40,9 @@ def num_video_tokens(grid: Grid, merge: int) -> int:
 
 def mrope_positions(
     token_ids: Sequence[int],
-    grids: Sequence[Grid],
-    seconds_per_grid: Sequence[float],
+    media: Sequence[Shape],
     *,
-    video_token_id: int,
+    placeholder_ids: Mapping[MediaKind, int],
     merge: int,
     tokens_per_second: float,
 ) -> tuple[torch.Tensor, int]:
@@ -36,39 +50,48 @@ def mrope_positions(
 
     Text counts on from the largest position so far + 1, equal on all axes. A video that starts at s has, for group g, row y and
     column x of merged patches: (s + floor(g * tokens_per_second * seconds_per_grid), s + y, s + x). The product is taken in
-    float64, as vLLM does.
+    float64, as vLLM does. An image is a video of one group.
 
-    Returns int64 [3, P] and the position of the first token after the prompt. Raises ModelError when placeholders and grids disagree.
+    Returns int64 [3, P] and the position of the first token after the prompt. Raises ModelError when placeholders and media disagree.
     """
-    if len(grids) != len(seconds_per_grid):
-        raise ValueError(f"one seconds_per_grid per grid; got {len(seconds_per_grid)} for {len(grids)}")
     pieces: list[np.ndarray] = []
     cursor = position = 0
-    spans = video_spans(token_ids, grids, video_token_id, merge)
-    for (start, stop), grid, seconds in zip(spans, grids, seconds_per_grid, strict=True):
+    spans = media_spans(token_ids, media, placeholder_ids, merge)
+    for (start, stop), one in zip(spans, media, strict=True):
         pieces.append(_text(start - cursor, position))
         position += start - cursor
-        video = _video(grid, seconds * tokens_per_second, merge) + position
+        video = _video(one.grid, one.seconds_per_grid * tokens_per_second, merge) + position
         pieces.append(video)
         position, cursor = int(video.max()) + 1, stop
     pieces.append(_text(len(token_ids) - cursor, position))
     return torch.from_numpy(np.concatenate(pieces, axis=1)), position + len(token_ids) - cursor
 
 
-def video_spans(token_ids: Sequence[int], grids: Sequence[Grid], video_token_id: int, merge: int) -> list[tuple[int, int]]:
-    """Where each video's placeholders lie, [start, stop). Raises ModelError when they do not fit the grids."""
-    is_video = np.concatenate([[False], np.asarray(token_ids, dtype=np.int64) == video_token_id, [False]])
-    edges = np.flatnonzero(is_video[1:] != is_video[:-1])
-    starts, stops = edges[::2].tolist(), edges[1::2].tolist()
-    found = [stop - start for start, stop in zip(starts, stops, strict=True)]
-    wanted = [num_video_tokens(grid, merge) for grid in grids]
+def media_spans(
+    token_ids: Sequence[int], media: Sequence[Shape], placeholder_ids: Mapping[MediaKind, int], merge: int
+) -> list[tuple[int, int]]:
+    """Where the placeholders of each video and image lie, [start, stop). Raises ModelError when they do not fit them."""
+    ids = np.asarray(token_ids, dtype=np.int64)
+    runs = sorted((start, stop, kind) for kind, placeholder in placeholder_ids.items() for start, stop in _runs(ids == placeholder))
+    found = [(stop - start, kind) for start, stop, kind in runs]
+    wanted = [(num_video_tokens(one.grid, merge), one.kind) for one in media]
     if found != wanted:
         raise ModelError(
-            f"a prompt with runs of {found} video placeholders for videos of {wanted} tokens",
-            rule="each video has one unbroken run of as many placeholders as it has tokens",
-            remedy="expand the placeholders of the rendered prompt with the grids of its own videos",
+            f"a prompt with {_listed(found)} placeholders for media of {_listed(wanted)} tokens",
+            rule="each video or image has one unbroken run of as many of its own placeholders as it has tokens",
+            remedy="expand the placeholders of the rendered prompt with the grids of its own media",
         )
-    return list(zip(starts, stops, strict=True))
+    return [(start, stop) for start, stop, _ in runs]
+
+
+def _runs(mask: np.ndarray) -> list[tuple[int, int]]:
+    """[start, stop) of each unbroken run of True in bool [T]."""
+    edges = np.flatnonzero(np.diff(mask, prepend=False, append=False))
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
+
+
+def _listed(sizes: Sequence[tuple[int, MediaKind]]) -> str:
+    return ", ".join(f"{size} {kind}" for size, kind in sizes) or "no"
 
 
 def time_step(times_s: np.ndarray, temporal_patch: int) -> tuple[float, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +26,17 @@ from longtake.errors import ModelError
 from longtake.models.chat import ChatTokenizer
 from longtake.models.family import Message
 from longtake.models.on_meta import Renamings, files_digest
-from longtake.models.positions import Grid, mrope_positions, num_video_tokens, time_step
+from longtake.models.positions import Grid, Shape, mrope_positions, num_video_tokens, time_step
 from longtake.models.quiet import no_library_progress
 from longtake.models.tower_identity import TowerIdentity
 from longtake.observe.digest import digest_of
-from longtake.types import FrameFacts, Frames, VideoTokens
+from longtake.types import FrameFacts, Frames, MediaKind, VideoTokens
 from longtake.video.sample import DEFAULT_MAX_PIXELS
 
 MEDIA_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
 """Sampled, one of these would make the next forward miscount its features; they are banned."""
+
+NO_PLACEHOLDER = -1
 
 RENAMINGS = ((r"^visual\.", "model.visual."), (r"^model\.(?!language_model\.|visual\.)", "model.language_model."))
 """Published checkpoints and exports name their weights as the family's first release did."""
@@ -69,7 +71,7 @@ class Qwen2_5VL:
         self.patch_multiple: int = vision.patch_size * vision.spatial_merge_size
         self.max_pixels_per_frame = min(int(video_processor.size["longest_edge"]), DEFAULT_MAX_PIXELS)
         self.tokens_per_second: float = vision.tokens_per_second
-        self.video_token_id: int = hf.config.video_token_id
+        self.placeholder_ids: Mapping[MediaKind, int] = {"video": hf.config.video_token_id, "image": hf.config.image_token_id}
         self.end_id: int = tokenizer.eos_token_id
         self.end_ids = _end_ids(hf, tokenizer)
         self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end_id
@@ -113,7 +115,7 @@ class Qwen2_5VL:
         grid = (-(-len(facts.times_s) // self.temporal_patch), facts.height // patch, facts.width // patch)
         seconds_per_grid, _ = time_step(facts.times_s, self.temporal_patch)
         (embeddings,) = (torch.cat(pieces) if len(pieces) > 1 else pieces[0] for pieces in zip(*chunks, strict=True))
-        return VideoTokens(embeddings, grid, seconds_per_grid, self.tokens_digest(facts, groups_per_chunk))
+        return VideoTokens(embeddings, grid, seconds_per_grid, self.tokens_digest(facts, groups_per_chunk), kind=facts.sampling.kind)
 
     def tokens_digest(self, facts: FrameFacts, groups_per_chunk: int) -> str:
         sampling = facts.sampling
@@ -156,35 +158,39 @@ class Qwen2_5VL:
     def num_video_tokens(self, grid: Grid) -> int:
         return num_video_tokens(grid, self._merge)
 
-    def position_ids(self, token_ids: Sequence[int], grids: Sequence[Grid], seconds_per_grid: Sequence[float]) -> tuple[torch.Tensor, int]:
+    def position_ids(self, token_ids: Sequence[int], media: Sequence[Shape]) -> tuple[torch.Tensor, int]:
         return mrope_positions(
             token_ids,
-            grids,
-            seconds_per_grid,
-            video_token_id=self.video_token_id,
+            media,
+            placeholder_ids=self.placeholder_ids,
             merge=self._merge,
             tokens_per_second=self.tokens_per_second,
         )
 
     def embed(self, token_ids: torch.Tensor, videos: Sequence[tuple[int, int, VideoTokens]]) -> torch.Tensor:
-        """See `family.Model`. Raises ModelError unless the videos cover exactly the placeholders."""
+        """See `family.Model`. Raises ModelError unless videos and images cover exactly their placeholders."""
         embeds: torch.Tensor = self.hf.model.language_model.embed_tokens(token_ids)
         on_device: dict[int, torch.Tensor] = {}
-        covered = torch.zeros_like(token_ids, dtype=torch.bool)
+        covered = torch.full_like(token_ids, NO_PLACEHOLDER)
         for row, start, tokens in videos:
             if id(tokens) not in on_device:  # rows that share a video share one copy
                 on_device[id(tokens)] = tokens.embeddings.to(embeds.device, embeds.dtype)
             stop = start + len(tokens.embeddings)
             embeds[row, start:stop] = on_device[id(tokens)]
-            covered[row, start:stop] = True
+            covered[row, start:stop] = self.placeholder_ids[tokens.kind]
         # One decoded token per row cannot be a placeholder (they are banned), and the check would wait for the device.
-        if (videos or token_ids.shape[1] > 1) and not torch.equal(covered, token_ids == self.video_token_id):
+        if (videos or token_ids.shape[1] > 1) and not torch.equal(covered, self._placeholders(token_ids)):
             raise ModelError(
-                "videos that do not lie exactly on the video placeholders of their rows",
+                "videos or images that do not lie exactly on their placeholders in their rows",
                 rule="each placeholder is one video token, each video token has a placeholder",
-                remedy="pass every video of every row with the start of its span",
+                remedy="pass every video and image of every row with the start of its span",
             )
         return embeds
+
+    def _placeholders(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """The token ids where they are placeholders, NO_PLACEHOLDER elsewhere."""
+        video, image = self.placeholder_ids["video"], self.placeholder_ids["image"]
+        return token_ids.where((token_ids == video) | (token_ids == image), NO_PLACEHOLDER)
 
     def decoder(
         self,
@@ -278,8 +284,10 @@ def _without_weights(path: Path, config: ModelConfig) -> tuple[Any, dict[str, An
 def _tokenizer_fault(hf: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> str:
     config: Any = hf.config
     vocabulary = tokenizer.get_vocab()
-    if vocabulary.get("<|video_pad|>") != config.video_token_id or tokenizer.eos_token_id is None:
-        return f"its tokenizer of {len(vocabulary)} tokens has no <|video_pad|> with id {config.video_token_id}, or no end token"
+    pads = {"<|video_pad|>": config.video_token_id, "<|image_pad|>": config.image_token_id}
+    if any(vocabulary.get(token) != index for token, index in pads.items()) or tokenizer.eos_token_id is None:
+        told = " or ".join(f"{token} with id {index}" for token, index in pads.items())
+        return f"its tokenizer of {len(vocabulary)} tokens has no {told}, or no end token"
     if max(vocabulary.values()) >= hf.lm_head.out_features:
         return f"its tokenizer has more tokens than the {hf.lm_head.out_features} the model knows"
     return ""

@@ -126,7 +126,7 @@ def idle_groups(model: Model) -> PackedGroups:
     `sequence_logprobs(...)[0].sum()` of it is 0 and has a gradient, which is 0 everywhere.
     """
     none = torch.zeros(0, 1, dtype=torch.int64, device=model.device)
-    position_ids, _ = model.position_ids([model.pad_id], [], [])
+    position_ids, _ = model.position_ids([model.pad_id], ())
     return PackedGroups(
         groups=(PackedGroup(1, ()),),
         token_ids=torch.full((1,), model.pad_id, device=model.device),

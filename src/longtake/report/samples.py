@@ -14,7 +14,7 @@ from longtake.evaluation.records import AnswerRecord
 from longtake.evaluation.summary import headline_rows, is_right
 from longtake.report.markup import Html, el, join, table
 from longtake.report.read import TITLES, Evaluation, Run, TakeGroup, Training, as_dict, number
-from longtake.report.strips import strip
+from longtake.report.strips import strips
 from longtake.types import Row
 
 NUM_SAMPLES = 6
@@ -133,7 +133,7 @@ def sample(problem_id: int, reason: str, own: Answers, source: RowSource) -> Htm
         if row is not None
         else el("p", "The text of this row is not in the run folder.", class_="note")
     )
-    frames = strip(source.root, row.videos) if row is not None else None
+    frames = strips(source.root, row) if row is not None else None
     return el("article", head, frames, question, join(_stage_answer(name, answer) for name, answer in own.items()), class_="card sample")
 
 
@@ -191,7 +191,7 @@ def take_group(group: TakeGroup, source: RowSource) -> Html:
     """The takes of one prompt: what RL compares within a step."""
     row = source.rows.get(group.problem_id) if group.problem_id is not None else None
     head = el("header", el("h3", f"Step {group.step}, question {group.problem_id}"), pill(f"{len(group.takes)} takes", "plain"))
-    question = None if row is None else join([strip(source.root, row.videos), _question(row.problem, _key(row))])
+    question = None if row is None else join([strips(source.root, row), _question(row.problem, _key(row))])
     names = sorted({name for take in group.takes for name in _named(take)})
     rows = [_take_row(index, take, names) for index, take in enumerate(group.takes)]
     figures = table(("take", "reward", "advantage", *names, "tokens", "ended by", "largest |sampler - policy|"), rows)

@@ -13,6 +13,7 @@ from PIL import Image
 from longtake.config.sections import VideoConfig
 from longtake.errors import PathError, VideoError
 from longtake.report.markup import Html, el, join
+from longtake.types import Row
 from longtake.video.decode import load_frames
 from longtake.video.index import DigestIndex
 from longtake.video.paths import resolve_inside
@@ -45,10 +46,15 @@ def jpeg(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def strips(root: Path, row: Row) -> Html:
+    """The strips of a row's videos, or the reason why there are none."""
+    if not row.videos:
+        return el("p", f"This row has {len(row.images)} images." if row.images else "This row has no video.", class_="note")
+    return join(strip(root, video) for video in row.videos)
+
+
 def strip(root: Path, relative: str) -> Html:
-    """The strip of a row's video, or the reason why there is none."""
-    if not relative:
-        return el("p", "This row has no video.", class_="note")
+    """The strip of a video, or the reason why there is none."""
     try:
         frames = thumbnails(root, relative)
     except (PathError, VideoError) as error:

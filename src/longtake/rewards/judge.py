@@ -44,7 +44,7 @@ PROBE = Example(
     answer_kind="text",
     category="general",
     reasoning="",
-    video=None,
+    media=(),
     subtitles=None,
     duration_s=None,
 )

@@ -82,7 +82,7 @@ class LocalAsker:
 def text_prompt(model: Model, text: str) -> Prompt:
     """A message without video, as the model's chat template writes it."""
     token_ids = model.token_ids([Message("user", text)], add_generation_prompt=True)
-    position_ids, next_position = model.position_ids(token_ids, [], [])
+    position_ids, next_position = model.position_ids(token_ids, ())
     ids = torch.tensor(token_ids, dtype=torch.int64)
     return Prompt(ids, position_ids, (), next_position, digest_of("text prompt 1", ids, position_ids))
 

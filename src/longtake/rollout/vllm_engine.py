@@ -129,7 +129,7 @@ class VllmEngine:
         """G takes per request, in order. Raises RolloutError when vLLM fails, MismatchError when it has answered something else."""
         for request in requests:
             check_length(request.prompt, params, self._limits.max_tokens, "raise rollout.vllm.kv_cache_gb")
-        prompts = [engine_prompt(request.prompt, self._model.video_token_id) for request in requests]
+        prompts = [engine_prompt(request.prompt, self._model.placeholder_ids) for request in requests]
         with self._own_state():
             outputs = self._answers(prompts, [self._sampling(request, params) for request in requests])
         takes = []

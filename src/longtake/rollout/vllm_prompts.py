@@ -1,15 +1,15 @@
 """A prompt and its sampling as vLLM takes them, and its answers as takes. Needs no vLLM.
 
-Prompts are token ids with one placeholder per video, and embeddings instead of pixels. vLLM expands every placeholder it finds by the size
-of the video, so a span that is expanded already would become longer once more: each is collapsed here, and the ids that vLLM answers for
-are compared with ours. Its own keys for videos know embeddings and grid, but not the spacing in time that positions depend on: it is given
-ours.
+Prompts are token ids with one placeholder per video or image, and embeddings instead of pixels. vLLM expands every placeholder it finds by
+the size of the video, so a span that is expanded already would become longer once more: each is collapsed here, and the ids that vLLM
+answers for are compared with ours. Its own keys for videos know embeddings and grid, but not the spacing in time that positions depend on:
+it is given ours.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from longtake.errors import MismatchError, RolloutError
 from longtake.models.family import Model
 from longtake.observe.digest import digest_of
 from longtake.rollout.engine import RolloutRequest, SamplingParams
-from longtake.types import FinishReason, Prompt, Take, VideoTokens
+from longtake.types import FinishReason, MediaKind, Prompt, Take, VideoTokens
 
 SETTINGS = {
     "LONGTAKE_ENGINE": "1",
@@ -61,19 +61,19 @@ class EngineLimits:
         return EngineLimits(max_tokens, max_rows, kv_bytes, in_parts=model.device.type == "cuda", positions=max_tokens + of_video)
 
 
-def collapsed_ids(prompt: Prompt, video_token_id: int) -> list[int]:
-    """The prompt's token ids with each video's placeholders replaced by one."""
+def collapsed_ids(prompt: Prompt, placeholder_ids: Mapping[MediaKind, int]) -> list[int]:
+    """The prompt's token ids with the placeholders of each video and image replaced by one."""
     ids = prompt.token_ids.tolist()
     collapsed: list[int] = []
     end = 0
     for span in prompt.spans:
-        collapsed += [*ids[end : span.start], video_token_id]
+        collapsed += [*ids[end : span.start], placeholder_ids[span.tokens.kind]]
         end = span.stop
     return collapsed + ids[end:]
 
 
 def video_key(tokens: VideoTokens) -> str:
-    """Name of a video in vLLM's caches: everything that the keys and values of its tokens depend on, weights apart."""
+    """Name of a video or image in vLLM's caches: everything that the keys and values of its tokens depend on, weights apart."""
     return digest_of("vllm video 1", tokens.digest, tokens.grid, tokens.seconds_per_grid)
 
 
@@ -82,19 +82,32 @@ def content_key(embeddings: torch.Tensor, grid: Sequence[int], seconds_per_grid:
     return digest_of("video content 1", embeddings.detach().cpu(), tuple(map(int, grid)), float(seconds_per_grid))
 
 
-def engine_prompt(prompt: Prompt, video_token_id: int) -> dict[str, Any]:
+def engine_prompt(prompt: Prompt, placeholder_ids: Mapping[MediaKind, int]) -> dict[str, Any]:
     """vLLM's `TokensPrompt`."""
-    given: dict[str, Any] = {"prompt_token_ids": collapsed_ids(prompt, video_token_id)}
-    if prompt.spans:
-        videos = [span.tokens for span in prompt.spans]
-        given["multi_modal_data"] = {
-            "video": {
-                "video_embeds": torch.cat([video.embeddings.detach() for video in videos]),
-                "video_grid_thw": torch.tensor([video.grid for video in videos]),
-                "second_per_grid_ts": torch.tensor([video.seconds_per_grid for video in videos]),
-            }
-        }
-        given["multi_modal_uuids"] = {"video": [video_key(video) for video in videos]}
+    given: dict[str, Any] = {"prompt_token_ids": collapsed_ids(prompt, placeholder_ids)}
+    media = by_kind(prompt)
+    if media:
+        given["multi_modal_data"] = {kind: engine_tensors(kind, own) for kind, own in media.items()}
+        given["multi_modal_uuids"] = {kind: [video_key(one) for one in own] for kind, own in media.items()}
+    return given
+
+
+def by_kind(prompt: Prompt) -> dict[MediaKind, list[VideoTokens]]:
+    """Videos and images of a prompt apart, as vLLM wants them, each kind in order; a kind that it has none of is not there."""
+    found: dict[MediaKind, list[VideoTokens]] = {}
+    for span in prompt.spans:
+        found.setdefault(span.tokens.kind, []).append(span.tokens)
+    return found
+
+
+def engine_tensors(kind: MediaKind, media: Sequence[VideoTokens]) -> dict[str, torch.Tensor]:
+    """What vLLM's model of the family is given for media of one kind: embeddings [V, D] behind each other, grids, spacings."""
+    given = {
+        f"{kind}_embeds": torch.cat([one.embeddings.detach() for one in media]),
+        f"{kind}_grid_thw": torch.tensor([one.grid for one in media]),
+    }
+    if kind == "video":
+        given["second_per_grid_ts"] = torch.tensor([one.seconds_per_grid for one in media])
     return given
 
 

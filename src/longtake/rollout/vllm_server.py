@@ -28,9 +28,9 @@ from longtake.parallel.collectives import gather_texts
 from longtake.parallel.mesh import Axis
 from longtake.rollout.engine import RolloutRequest, SamplingParams
 from longtake.rollout.vllm_http import VllmHttp
-from longtake.rollout.vllm_prompts import check_length, check_prompt_ids, content_key, sampling_fields, take_of, video_key
+from longtake.rollout.vllm_prompts import by_kind, check_length, check_prompt_ids, content_key, sampling_fields, take_of, video_key
 from longtake.rollout.weights import Bucket, buckets, language_weights, num_bytes
-from longtake.types import Prompt, Take, VideoTokens
+from longtake.types import MediaKind, Prompt, Take, VideoTokens
 
 MAX_OPEN = 32
 """Requests of a process that the server has at the same time; each holds the embeddings of its videos on its way."""
@@ -155,11 +155,14 @@ class VllmServerEngine:
         return tuple(takes * params.num_takes if params.temperature == 0 else takes)
 
     def _features(self, prompt: Prompt) -> dict[str, Any]:
-        videos = [span.tokens for span in prompt.spans]
+        places: dict[MediaKind, list[dict[str, int]]] = {}
+        for span in prompt.spans:
+            places.setdefault(span.tokens.kind, []).append({"offset": span.start, "length": span.stop - span.start})
+        media = by_kind(prompt)
         return {
-            "mm_hashes": {"video": [video_key(video) for video in videos]},
-            "mm_placeholders": {"video": [{"offset": span.start, "length": span.stop - span.start} for span in prompt.spans]},
-            "kwargs_data": {"video": [self._encode(video) for video in videos]},
+            "mm_hashes": {kind: [video_key(one) for one in own] for kind, own in media.items()},
+            "mm_placeholders": places,
+            "kwargs_data": {kind: [self._encode(one) for one in own] for kind, own in media.items()},
         }
 
     def _take(self, choice: dict[str, Any]) -> Take:

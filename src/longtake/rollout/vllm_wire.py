@@ -1,4 +1,4 @@
-"""Video embeddings as vLLM's server reads them, written by vLLM's own functions. Imports vLLM.
+"""Embeddings of videos and images as vLLM's server reads them, written by vLLM's own functions. Imports vLLM.
 
 vllm/entrypoints/scale_out/token_in_token_out/mm_serde.py: a base64 text of named tensors, each with the rule by which vLLM joins those of
 several videos. The names and rules are those of the family in vLLM (vllm/model_executor/models/qwen2_5_vl.py).
@@ -13,6 +13,7 @@ from transformers import BatchFeature
 from vllm.entrypoints.scale_out.token_in_token_out.mm_serde import encode_mm_kwargs_item
 from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems
 
+from longtake.rollout.vllm_prompts import engine_tensors
 from longtake.types import VideoTokens
 
 _ONE_AT_A_TIME = threading.Lock()
@@ -20,20 +21,15 @@ _ONE_AT_A_TIME = threading.Lock()
 
 
 def encoded_video(tokens: VideoTokens) -> str:
-    """Embeddings, grid and spacing of one video."""
-    embeddings = tokens.embeddings.detach().cpu().contiguous()
-    inputs = BatchFeature(
-        {
-            "video_embeds": embeddings,
-            "video_grid_thw": torch.tensor([tokens.grid]),
-            "second_per_grid_ts": torch.tensor([tokens.seconds_per_grid]),
-        }
-    )
+    """Embeddings, grid and, of a video, spacing of one video or image."""
+    kind = tokens.kind
+    inputs = {name: tensor.cpu().contiguous() for name, tensor in engine_tensors(kind, [tokens]).items()}
     fields = {
-        "video_embeds": MultiModalFieldConfig.flat_from_sizes("video", torch.tensor([len(embeddings)])),
-        "video_grid_thw": MultiModalFieldConfig.batched("video", keep_on_cpu=True),
-        "second_per_grid_ts": MultiModalFieldConfig.batched("video", keep_on_cpu=True),
+        name: MultiModalFieldConfig.flat_from_sizes(kind, torch.tensor([len(tensor)]))
+        if name.endswith("_embeds")
+        else MultiModalFieldConfig.batched(kind, keep_on_cpu=True)
+        for name, tensor in inputs.items()
     }
-    (item,) = MultiModalKwargsItems.from_hf_inputs(inputs, fields)["video"]
+    (item,) = MultiModalKwargsItems.from_hf_inputs(BatchFeature(inputs), fields)[kind]
     with _ONE_AT_A_TIME:
         return encode_mm_kwargs_item(item)

@@ -23,6 +23,7 @@ from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 
 from longtake.rollout.vllm_arguments import BANNED_KEY
 from longtake.rollout.vllm_prompts import content_key
+from longtake.types import MediaKind
 
 
 class BanTokens(LogitsProcessor):
@@ -109,26 +110,31 @@ def repack_tied_head(model: nn.Module) -> None:
 
 
 class Received:
-    """What an engine was given for each video that it had not seen, by the hash of what arrived."""
+    """What an engine was given for each video or image that it had not seen, by the hash of what arrived."""
 
     def __init__(self) -> None:
         self.contents: set[str] = set()
 
     def watch(self, model: nn.Module) -> None:
-        """Note every video from now on."""
-        process: Callable[[Any], Any] = model._process_video_input  # type: ignore[assignment]  # a method
+        """Note every video and image from now on."""
+        self._watch(model, "video")
+        self._watch(model, "image")
 
-        def noting(video_input: Any) -> Any:
-            self.note(video_input)
-            return process(video_input)
+    def _watch(self, model: nn.Module, kind: MediaKind) -> None:
+        name = f"_process_{kind}_input"
+        process: Callable[[Any], Any] = getattr(model, name)
 
-        model._process_video_input = noting  # type: ignore[assignment]
+        def noting(given: Any) -> Any:
+            self.note(given, kind)
+            return process(given)
 
-    def note(self, video_input: Any) -> None:
-        spacings: Sequence[float] = video_input["second_per_grid_ts"].flatten().tolist()
-        grids = video_input["video_grid_thw"].tolist()
+        setattr(model, name, noting)
+
+    def note(self, given: Any, kind: MediaKind) -> None:
+        grids = given[f"{kind}_grid_thw"].tolist()
+        spacings: Sequence[float] = given["second_per_grid_ts"].flatten().tolist() if kind == "video" else [0.0] * len(grids)
         merged = [groups * rows * columns for groups, rows, columns in grids]
-        embeddings = video_input["video_embeds"]
+        embeddings = given[f"{kind}_embeds"]
         sizes = [size * len(embeddings) // sum(merged) for size in merged]
         for part, grid, spacing in zip(embeddings.split(sizes), grids, spacings, strict=True):
             self.contents.add(content_key(part, grid, spacing))

@@ -33,7 +33,7 @@ def run(config: AskConfig) -> None:
     index.save()
     model = load_model(config.model)
     tokens = VideoSource(model, config.frames, phases, EmbeddingCache(config.cache)).tokens(reference)
-    prompt = render_prompt(example_of(config), tokens, model, config.prompt)
+    prompt = render_prompt(example_of(config), (tokens,), model, config.prompt)
     params = SamplingParams(1, config.rollout.temperature, config.rollout.max_new_tokens, config.seed, 0)
     engine = engine_of(config, model)
     with phases("answer"):
@@ -57,7 +57,7 @@ def engine_of(config: AskConfig, model: Model) -> Engine:
 def example_of(config: AskConfig) -> Example:
     subtitles = "\n".join(cue.text for cue in read_srt(regular_file(config.subtitles))) if config.subtitles else None
     options = parse_options(config.question, "the question")
-    return Example(0, config.question, options, "", "letter" if options else "text", "general", "", None, subtitles, None)
+    return Example(0, config.question, options, "", "letter" if options else "text", "general", "", (), subtitles, None)
 
 
 def show(take: Take) -> None:

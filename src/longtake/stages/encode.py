@@ -13,17 +13,18 @@ from longtake.config.env import launch
 from longtake.config.sections import DataConfig
 from longtake.config.stages import EncodeConfig
 from longtake.data.embedding_cache import EmbeddingCache, digest_index
-from longtake.data.rows import check_failures, check_row, chosen, read_rows
+from longtake.data.rows import check_failures, check_row, chosen, media_paths, media_ref, read_rows
 from longtake.data.videos import VideoSource
 from longtake.errors import ConfigError, LongtakeError, PathError, PromptTooLongError, RowError, VideoError
 from longtake.models import load_model
 from longtake.observe.progress import Progress, say
 from longtake.observe.signals import StopFlag
 from longtake.observe.timing import Phases
-from longtake.types import Failure, VideoRef
+from longtake.types import Failure, MediaKind, VideoRef
 from longtake.video.index import DigestIndex
-from longtake.video.paths import resolve_inside
 
+Media = tuple[Path, MediaKind]
+"""A file, and as what a row names it."""
 Outcome = Failure | None
 """Of one row: None when it can be used."""
 
@@ -39,7 +40,7 @@ def run(config: EncodeConfig) -> None:
         torch.set_num_threads(config.num_threads)
     shard, num_shards = place(config)
     label = "encode" if num_shards == 1 else f"encode {shard + 1}/{num_shards}"
-    rows, unreadable = video_rows(config)
+    rows, unreadable = media_rows(config)
     mine = dict(list(rows.items())[shard::num_shards])
     index = digest_index(config.cache, None, config.video.limits.max_bytes)
     with StopFlag() as stop:
@@ -47,7 +48,7 @@ def run(config: EncodeConfig) -> None:
         index.save()
         sources = make_sources(config, phases)
         failed = encode_all(sources, refs, label, stop)
-    outcomes = [failed.get(path) for path, num_rows in mine.items() for _ in range(num_rows)]
+    outcomes = [failed.get(media) for media, num_rows in mine.items() for _ in range(num_rows)]
     counts = Counter(type(error).__name__ for error in failed.values())
     say(
         f"{label}: {len(mine)} videos: {stored(sources)}; {sum(counts.values())} failed{listed(counts)}; "
@@ -67,24 +68,25 @@ def place(config: EncodeConfig) -> tuple[int, int]:
     return config.shard * this.world_size + this.rank, config.num_shards * this.world_size
 
 
-def video_rows(config: EncodeConfig) -> tuple[dict[Path, int], list[Failure]]:
-    """How many rows each video has, in the order in which a run first reads them, and the rows that no run can use."""
-    counts: dict[Path, int] = {}
+def media_rows(config: EncodeConfig) -> tuple[dict[Media, int], list[Failure]]:
+    """How many rows each video and image has, in the order in which a run first reads them, and the rows that no run can use."""
+    counts: dict[Media, int] = {}
     failures: list[Failure] = []
     for item in (*rows_of(config.data, None), *validation_rows(config)):
         if isinstance(item, Failure):
             failures.append(item)
-        elif item is not None:
-            counts[item] = counts.get(item, 0) + 1
+            continue
+        for media in item:
+            counts[media] = counts.get(media, 0) + 1
     return counts, failures
 
 
-def validation_rows(config: EncodeConfig) -> Iterator[Path | Failure | None]:
+def validation_rows(config: EncodeConfig) -> Iterator[list[Media] | Failure]:
     return iter(()) if config.validation is None else rows_of(config.validation.data, config.validation.num_rows)
 
 
-def rows_of(config: DataConfig, num_rows: int | None) -> Iterator[Path | Failure | None]:
-    """The video of each usable row, None for one without, without reading a byte of any video. Raises RowError as reading rows does."""
+def rows_of(config: DataConfig, num_rows: int | None) -> Iterator[list[Media] | Failure]:
+    """The media of each usable row, without reading a byte of any. Raises RowError as reading rows does."""
     root = config.rows.parent if config.root is None else config.root
     items = [item for item in read_rows(config.rows) if chosen(item, config.categories)][: config.max_rows][:num_rows]
     for row in items:
@@ -93,20 +95,20 @@ def rows_of(config: DataConfig, num_rows: int | None) -> Iterator[Path | Failure
             continue
         try:
             check_row(row, root, None)
-            yield resolve_inside(root, row.videos) if row.videos and config.with_video else None
+            yield media_paths(row, root) if config.with_video else []
         except (RowError, PathError) as error:
             yield Failure(row.problem_id, stage="rows", kind=type(error).__name__, message=str(error), category=row.problem_type)
 
 
-def digests(mine: dict[Path, int], index: DigestIndex, label: str, stop: StopFlag) -> dict[Path, VideoRef | VideoError]:
+def digests(mine: dict[Media, int], index: DigestIndex, label: str, stop: StopFlag) -> dict[Media, VideoRef | VideoError]:
     """The digest of every file; only what the index does not know is read."""
-    refs: dict[Path, VideoRef | VideoError] = {}
+    refs: dict[Media, VideoRef | VideoError] = {}
     with Progress(f"{label}: digests", total=len(mine)) as progress:
-        for path in mine:
+        for path, kind in mine:
             try:
-                refs[path] = index.ref(path)
+                refs[path, kind] = media_ref(index, path, kind)
             except VideoError as error:
-                refs[path] = error
+                refs[path, kind] = error
             progress.advance()
             if stop.requested:
                 index.save()
@@ -123,10 +125,10 @@ def make_sources(config: EncodeConfig, phases: Phases) -> list[VideoSource]:
 
 
 def encode_all(
-    sources: list[VideoSource], refs: dict[Path, VideoRef | VideoError], label: str, stop: StopFlag
-) -> dict[Path, LongtakeError]:
-    """Encode what is not stored yet. Returns the videos that failed, each said once."""
-    failed: dict[Path, LongtakeError] = {path: ref for path, ref in refs.items() if isinstance(ref, VideoError)}
+    sources: list[VideoSource], refs: dict[Media, VideoRef | VideoError], label: str, stop: StopFlag
+) -> dict[Media, LongtakeError]:
+    """Encode what is not stored yet. Returns the videos and images that failed, each said once."""
+    failed: dict[Media, LongtakeError] = {media: ref for media, ref in refs.items() if isinstance(ref, VideoError)}
     good = [ref for ref in refs.values() if isinstance(ref, VideoRef)]
     todo = [(source, ref) for ref in good for source in sources if not source.is_stored(ref)]
     for error in failed.values():
@@ -136,17 +138,17 @@ def encode_all(
         for done, (source, ref) in enumerate(todo):
             if stop.requested:
                 stop.leave(f"{total - len(todo) + done} of {total} videos are encoded; start again to go on")
-            if ref.path not in failed:
+            if (ref.path, ref.kind) not in failed:
                 encode_one(source, ref, failed, label)
             progress.advance(1, failed=len(failed))
     return failed
 
 
-def encode_one(source: VideoSource, ref: VideoRef, failed: dict[Path, LongtakeError], label: str) -> None:
+def encode_one(source: VideoSource, ref: VideoRef, failed: dict[Media, LongtakeError], label: str) -> None:
     try:
         source.tokens(ref)
     except (VideoError, PathError, PromptTooLongError) as error:
-        failed[ref.path] = error
+        failed[ref.path, ref.kind] = error
         say(f"{label}: {error}", style="yellow")
     metrics = source.cache.metrics()
     if metrics["cache/refused"]:

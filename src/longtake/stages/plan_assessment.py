@@ -195,7 +195,7 @@ def shortfalls(setting: Setting, sizes: Sequence[tuple[str, RankBytes]], host: H
 
 def _videos(config: PlanConfig, rows: Sequence[SampledRow]) -> tuple[list[VideoShape], int]:
     """The different videos of these rows, and how many the run sees: those of its rows, or a hypothetical one per prompt."""
-    videos = list({row.key: row.video for row in rows if row.video is not None}.values())
+    videos = list(dict(one for row in rows for one in row.media).values())
     return videos, len(videos) if config.frames is None else config.steps * config.prompts_per_step
 
 

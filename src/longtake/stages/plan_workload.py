@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from longtake.config.plan import PlanConfig
 from longtake.config.sections import VideoConfig
-from longtake.data.render import user_text
+from longtake.data.render import TEMPLATE_TOKENS_OF_MEDIA, user_text
 from longtake.data.rows import check_row, chosen, read_rows
 from longtake.errors import LongtakeError, PathError, PromptTooLongError, RowError, VideoError
 from longtake.models.tiny import TINY_PATH
@@ -21,6 +21,7 @@ from longtake.observe.progress import Progress
 from longtake.parallel.costs import num_video_tokens
 from longtake.parallel.step import VideoShape
 from longtake.types import Failure, ModelCosts, Row
+from longtake.video.image import ImageInfo, image_size, probe_image
 from longtake.video.paths import resolve_inside
 from longtake.video.probe import VideoInfo, probe
 from longtake.video.sample import plan_frames
@@ -38,8 +39,8 @@ BYTES_PER_TOKEN = 3
 class AskedRow:
     """A row before any sampling."""
 
-    video: VideoInfo | None
-    """None: asked blind, or a text-only row."""
+    media: tuple[VideoInfo | ImageInfo, ...]
+    """Nothing: asked blind, or a text-only row."""
     text_tokens: int
 
 
@@ -57,16 +58,22 @@ class SampledRow:
 
     prompt_tokens: int
     video_tokens: int
-    video: VideoShape | None
-    key: Path | None
-    """Which video."""
+    """Of all its videos and images."""
+    media: tuple[tuple[Path, VideoShape], ...]
+    """Which they are, and how each is sampled; an image is a video of one temporal group."""
     reduced: bool
+
+    @property
+    def video(self) -> VideoShape | None:
+        """The first of them."""
+        return self.media[0][1] if self.media else None
 
 
 def hypothetical(config: PlanConfig) -> Workload:
     """A step's worth of rows, each with its own video of config.duration seconds and config.video_size."""
     rows = [
-        AskedRow(hypothetical_video(config, f"hypothetical {number}"), config.question_tokens) for number in range(config.prompts_per_step)
+        AskedRow((hypothetical_video(config, f"hypothetical {number}"),), config.question_tokens)
+        for number in range(config.prompts_per_step)
     ]
     return Workload(rows)
 
@@ -91,11 +98,11 @@ def hypothetical_video(config: PlanConfig, name: str) -> VideoInfo:
 
 
 def read_workload(config: PlanConfig) -> Workload:
-    """Read the rows and probe each video once. Rows that cannot be used are counted. Raises RowError when none is left."""
+    """Read the rows and probe each video and image once. Rows that cannot be used are counted. Raises RowError when none is left."""
     root = config.data.rows.parent if config.data.root is None else config.data.root
     items = [item for item in _rows(config) if chosen(item, config.data.categories)][: config.data.max_rows]
     count, found = token_counter(config.model.path), Workload()
-    look = cache(lambda path: probe(path, config.video.limits))
+    look = Look(cache(lambda path: probe(path, config.video.limits)), cache(lambda path: probe_image(path, config.video.limits)))
     with Progress("probe", total=len(items), enabled=config.observe.progress) as progress:
         for item in items:
             try:
@@ -121,13 +128,25 @@ def _rows(config: PlanConfig) -> list[Row | Failure]:
         raise RowError(error.given, rule=error.rule, remedy=f"{error.remedy}, or {without}") from error
 
 
-def _asked(item: Row | Failure, config: PlanConfig, root: Path, count: Callable[[str], int], look: Callable[[Path], VideoInfo]) -> AskedRow:
+@dataclass(frozen=True)
+class Look:
+    """At files, each once."""
+
+    video: Callable[[Path], VideoInfo]
+    image: Callable[[Path], ImageInfo]
+
+    def at(self, row: Row, root: Path) -> tuple[VideoInfo | ImageInfo, ...]:
+        videos = [self.video(resolve_inside(root, path)) for path in row.videos]
+        return (*videos, *(self.image(resolve_inside(root, path)) for path in row.images))
+
+
+def _asked(item: Row | Failure, config: PlanConfig, root: Path, count: Callable[[str], int], look: Look) -> AskedRow:
     if isinstance(item, Failure):
         raise RowError(item.message, rule="rows are readable", remedy="mend the row")
     example = check_row(item, root, None, with_subtitles=config.data.with_subtitles)
-    info = look(resolve_inside(root, item.videos)) if config.data.with_video and item.videos else None
+    media = look.at(item, root) if config.data.with_video else ()
     text = user_text(example, config.prompt) + (config.prompt.system or "")
-    return AskedRow(info, count(text) + TEMPLATE_TOKENS)
+    return AskedRow(media, count(text) + TEMPLATE_TOKENS + TEMPLATE_TOKENS_OF_MEDIA * max(0, len(media) - 1))
 
 
 def token_counter(model_path: str) -> Callable[[str], int]:
@@ -162,18 +181,24 @@ def video_config(config: PlanConfig, costs: ModelCosts) -> VideoConfig:
 
 
 def _sampled(row: AskedRow, video: VideoConfig, max_prompt_tokens: int, costs: ModelCosts) -> SampledRow:
-    if row.video is None:
-        found = SampledRow(row.text_tokens, 0, None, None, False)
-    else:
-        plan = plan_frames(row.video, video, costs.patch_multiple, costs.tower.temporal_patch)
-        tokens = num_video_tokens(costs, plan.num_frames, plan.height, plan.width)
-        decoded = min(row.video.num_frames, plan.num_frames * FRAMES_TO_KEYFRAME) * row.video.width * row.video.height
-        shape = VideoShape(plan.num_frames, plan.height, plan.width, float(decoded))
-        found = SampledRow(tokens + row.text_tokens, tokens, shape, row.video.path, plan.reduced)
+    shapes = [_shape(info, video, costs) for info in row.media]
+    tokens = sum(num_video_tokens(costs, shape.num_frames, shape.height, shape.width) for shape, _ in shapes)
+    media = tuple((info.path, shape) for info, (shape, _) in zip(row.media, shapes, strict=True))
+    found = SampledRow(tokens + row.text_tokens, tokens, media, any(reduced for _, reduced in shapes))
     if found.prompt_tokens > max_prompt_tokens:
         raise PromptTooLongError(
-            f"a prompt of {found.prompt_tokens:,} tokens, {found.video_tokens:,} of them video",
+            f"a prompt of {found.prompt_tokens:,} tokens, {found.video_tokens:,} of them of videos and images",
             rule=f"at most {max_prompt_tokens:,} tokens (prompt.max_prompt_tokens); a prompt is never cut",
             remedy="lower video.max_frames, video.max_pixels_per_frame or video.max_video_tokens, or raise prompt.max_prompt_tokens",
         )
     return found
+
+
+def _shape(info: VideoInfo | ImageInfo, video: VideoConfig, costs: ModelCosts) -> tuple[VideoShape, bool]:
+    """How one video or image is sampled, and whether the token budget took something away."""
+    if isinstance(info, ImageInfo):
+        height, width = image_size(info, video, costs.patch_multiple)
+        return VideoShape(costs.tower.temporal_patch, height, width, float(info.width * info.height)), False
+    plan = plan_frames(info, video, costs.patch_multiple, costs.tower.temporal_patch)
+    decoded = min(info.num_frames, plan.num_frames * FRAMES_TO_KEYFRAME) * info.width * info.height
+    return VideoShape(plan.num_frames, plan.height, plan.width, float(decoded)), plan.reduced

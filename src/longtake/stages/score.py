@@ -147,8 +147,9 @@ def dealt(job: Job) -> list[tuple[int, list[int]]]:
     for place in range(len(job.lines)):
         if place not in job.failed:
             problem_id = response_at(job, place).problem_id
-            video = job.rows[problem_id].videos or f"row {problem_id}"
-            by_video.setdefault(video, {}).setdefault(problem_id, []).append(place)
+            row = job.rows[problem_id]
+            first = next(iter((*row.videos, *row.images)), f"row {problem_id}")
+            by_video.setdefault(first, {}).setdefault(problem_id, []).append(place)
     mine = list(by_video.values())[job.team.mesh.data_rank :: job.team.mesh.num_data]
     return [group for groups in mine for group in groups.items()]
 

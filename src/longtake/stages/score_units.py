@@ -63,11 +63,11 @@ class Prompts:
 
     def prompt(self, row: Row) -> Prompt | Failure:
         """The same on every rank."""
-        example = agreed(self._example(row), lambda example: example.video.digest if example.video else "", row, self._axis)
+        example = agreed(self._example(row), lambda example: " ".join(ref.digest for ref in example.media), row, self._axis)
         if isinstance(example, Failure):
             return example
-        if example.video is not None:
-            self._source.prepare([example.video])
+        if example.media:
+            self._source.prepare(example.media)
         return agreed(self._render(example), lambda prompt: prompt.digest, row, self._axis)
 
     def release(self) -> None:
@@ -81,7 +81,7 @@ class Prompts:
 
     def _render(self, example: Example) -> Prompt | Failure:
         try:
-            tokens = self._source.tokens(example.video) if example.video is not None else None
+            tokens = [self._source.tokens(ref) for ref in example.media]
             return render_prompt(example, tokens, self._model, self._config.prompt)
         except (PathError, VideoError, PromptTooLongError) as error:
             return failure_of(error, example.problem_id, "video" if isinstance(error, VideoError) else "prompt")

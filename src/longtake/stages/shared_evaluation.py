@@ -78,10 +78,10 @@ def refuse_other_items(team: Team, items: Sequence[Item]) -> None:
 
 
 def shares(items: Sequence[Item], num_ranks: int) -> list[list[int]]:
-    """Indices of each rank, in order; all rows of a video together."""
+    """Indices of each rank, in order; all rows that show the same first together."""
     by_video: dict[object, list[int]] = {}
     for index, item in enumerate(items):
-        video = item.video.digest if isinstance(item, Example) and item.video is not None else None
+        video = item.media_digest if isinstance(item, Example) else None
         by_video.setdefault(("row", index) if video is None else video, []).append(index)
     together = list(by_video.values())
     parts = balanced([len(part) for part in together], num_ranks)

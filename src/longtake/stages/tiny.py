@@ -138,7 +138,7 @@ def learn_to_read(config: TinyConfig, model: Model, clips: list[Clip], tests: li
             kind = "copy" if step <= config.copy_steps else None
             examples = [example_of(stories[0], *reading(stories, rng, kind)) for _ in range(config.batch_size)]
             with training_mode(model):
-                loss = learn(model, optimizer, [ask(model, example, None) for example in examples], examples)
+                loss = learn(model, optimizer, [ask(model, example) for example in examples], examples)
             progress.advance(loss=loss)
             if step % config.evaluate_every == 0 or step == steps:
                 log.append(config.steps + step, {"phase": "read", "loss": loss, **exact_reading(model, tests)})
@@ -162,8 +162,8 @@ def learn_to_focus(config: TinyConfig, model: Model, clips: list[Clip], tests: l
             seen = [example_of(clips[index].story, *focused_description(clips[index].story, rng)) for index in chosen]
             read = [example_of(stories[0], *reading(stories, rng, mixture=LAST)) for _ in range(config.batch_size - count)]
             with training_mode(model):
-                prompts = [ask(model, example, tokens[index]) for example, index in zip(seen, chosen, strict=True)]
-                loss = learn(model, optimizer, [*prompts, *(ask(model, example, None) for example in read)], [*seen, *read])
+                prompts = [ask(model, example, (tokens[index],)) for example, index in zip(seen, chosen, strict=True)]
+                loss = learn(model, optimizer, [*prompts, *(ask(model, example) for example in read)], [*seen, *read])
             progress.advance(loss=loss)
             if step % config.evaluate_every == 0 or step == config.focus_steps:
                 log.append(

@@ -50,15 +50,15 @@ def read_clips(config: TinyConfig, world: WorldConfig, model: Model) -> list[Cli
 
 
 def example_of(story: Story, instruction: str, description: str) -> Example:
-    return Example(story.seed, instruction, (), description, "text", "describe", "", None, None, story.duration_s)
+    return Example(story.seed, instruction, (), description, "text", "describe", "", (), None, story.duration_s)
 
 
 def show(model: Model, clips: Sequence[Clip], num_frames: int, rng: np.random.Generator | None) -> list[Prompt]:
     """Prompts for whole descriptions; see `tokens_of`."""
-    return [ask(model, clip.example, tokens) for clip, tokens in zip(clips, tokens_of(model, clips, num_frames, rng), strict=True)]
+    return [ask(model, clip.example, (tokens,)) for clip, tokens in zip(clips, tokens_of(model, clips, num_frames, rng), strict=True)]
 
 
-def ask(model: Model, example: Example, tokens: VideoTokens | None) -> Prompt:
+def ask(model: Model, example: Example, tokens: Sequence[VideoTokens] = ()) -> Prompt:
     return render_prompt(example, tokens, model, PromptConfig(instruction=""))
 
 

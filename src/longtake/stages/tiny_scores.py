@@ -43,7 +43,7 @@ def exact_reading(model: Model, clips: Sequence[Clip]) -> dict[str, float]:
     shares = {}
     for kind in ("copy", *FOCUS, "walk"):
         examples = [example_of(stories[0], *reading(stories, rng, kind)) for _ in range(TESTS)]
-        said = greedy(model, [ask(model, example, None) for example in examples])
+        said = greedy(model, [ask(model, example) for example in examples])
         shares[f"exact_{kind}"] = sum(example.answer == text for example, text in zip(examples, said, strict=True)) / TESTS
     return shares
 
@@ -57,7 +57,7 @@ def exact_facts(config: TinyConfig, model: Model, clips: Sequence[Clip]) -> dict
     for kind in FOCUS:
         asked = [focused(clip.story, rng, kind) for clip in clips]
         examples = [example_of(clip.story, f"{INSTRUCTION} {focus}", fact) for clip, (focus, fact) in zip(clips, asked, strict=True)]
-        said = greedy(model, [ask(model, example, seen) for example, seen in zip(examples, tokens, strict=True)])
+        said = greedy(model, [ask(model, example, (seen,)) for example, seen in zip(examples, tokens, strict=True)])
         shares[f"exact_fact_{kind}"] = sum(text.endswith(f". {fact}") for text, (_, fact) in zip(said, asked, strict=True)) / len(clips)
     return shares
 

@@ -59,7 +59,7 @@ from longtake.training.optimizer import Optimizer, build_optimizer
 from longtake.training.reference import Reference
 from longtake.training.shard_loading import fill
 from longtake.training.trainable import choose_trainable, parameter_counts
-from longtake.types import Example, Failure, Prompt
+from longtake.types import Example, Failure, Prompt, VideoRef
 from longtake.video.index import DigestIndex
 
 VALIDATION_MAY_RAISE = (LongtakeError, OSError, MemoryError, RuntimeError)
@@ -169,7 +169,7 @@ class TrainingRun:
 
     def _refuse_other_runs(self) -> None:
         """A rank that does not see the folder, or sees other rows or videos, would make another run of it."""
-        videos = digest_of(*(example.video.digest if example.video else "" for example in self.examples))
+        videos = digest_of(*([ref.digest for ref in example.media] for example in self.examples))
         validation = digest_of(*(str(item.problem_id) for item in self.validation))
         told = self.team.tell([self.step, self.resumed, self._rows_digest(), videos, validation])
         if any(one != told[0] for one in told):
@@ -273,10 +273,10 @@ class TrainingRun:
         asked: list[Asked] = []
         failures: Counter[str] = Counter()
         examples = [self.examples[index] for index in self._rows_at(position, count)]
-        self.source.prepare([example.video for example in examples if example.video is not None])
+        self.source.prepare(media_of(examples))
         for place, example in enumerate(examples, position):
             try:
-                tokens = self.source.tokens(example.video) if example.video is not None else None
+                tokens = [self.source.tokens(ref) for ref in example.media]
                 asked.append(Asked(place, example, render_prompt(example, tokens, self.model, self.config.prompt)))
                 self.failed_in_use.discard(example.problem_id)
             except (VideoError, PathError, PromptTooLongError) as error:
@@ -285,8 +285,7 @@ class TrainingRun:
         if failures:
             self._refuse_too_many()
         if self.step + 1 < self.total_steps:
-            videos = [self.examples[index].video for index in self._rows_at(position + count, count)]
-            self.source.prefetch([video for video in videos if video is not None])
+            self.source.prefetch(media_of([self.examples[index] for index in self._rows_at(position + count, count)]))
         return asked, failures
 
     def _rows_at(self, position: int, count: int) -> list[int]:
@@ -381,11 +380,12 @@ class TrainingRun:
 
     def encode_again(self, examples: Sequence[Example], prompts: Sequence[Prompt]) -> list[Prompt]:
         """The prompts as a trained tower sees their videos now, after an update since they were made."""
-        self.source.prepare(list({e.video.digest: e.video for e in examples if e.video is not None}.values()), again=True)
+        self.source.prepare(media_of(examples), again=True)
         return [
-            replace(prompt, spans=tuple(replace(span, tokens=self.source.tokens(example.video)) for span in prompt.spans))
-            if example.video is not None
-            else prompt
+            replace(
+                prompt,
+                spans=tuple(replace(span, tokens=self.source.tokens(ref)) for span, ref in zip(prompt.spans, example.media, strict=True)),
+            )
             for example, prompt in zip(examples, prompts, strict=True)
         ]
 
@@ -463,12 +463,17 @@ def read_training_rows(config: SftConfig | RlConfig, index: DigestIndex) -> tupl
     return [item for item in items if isinstance(item, Example)], failures
 
 
+def media_of(examples: Sequence[Example]) -> list[VideoRef]:
+    """All that these rows show, each once."""
+    return list(dict.fromkeys(ref for example in examples for ref in example.media))
+
+
 def longest_rows(team: Team, model: Model, source: VideoSource, examples: Sequence[Example], count: int) -> tuple[int, ...]:
-    """Indices of the `count` rows with the most tokens of video, subtitles and question; each rank probes its share of the videos."""
-    refs = {example.video.digest: example.video for example in examples if example.video is not None}
-    own = list(refs.items())[team.rank :: team.world.size]
-    tokens = {digest: num for one in team.tell({digest: source.num_tokens(ref) for digest, ref in own}) for digest, num in one.items()}
-    of_video = [0 if example.video is None else tokens[example.video.digest] for example in examples]
+    """Indices of the `count` rows with the most tokens of media, subtitles and question; each rank probes its share of the videos."""
+    refs = list(enumerate(media_of(examples)))
+    told = team.tell({number: source.num_tokens(ref) for number, ref in refs[team.rank :: team.world.size]})
+    tokens = {refs[int(number)][1]: num for one in told for number, num in one.items()}
+    of_video = [sum(tokens[ref] for ref in example.media) for example in examples]
     sizes = [num + len(model.text_ids(user_text(example, PromptConfig()))) for num, example in zip(of_video, examples, strict=True)]
     return tuple(longest_first(sizes)[:count])
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from longtake.models.family import Model
 from longtake.models.positions import Grid
-from longtake.types import Prompt, Take, VideoSpan, VideoTokens
+from longtake.types import MediaKind, Prompt, Take, VideoSpan, VideoTokens
 
 _NUM_TOKENS = 300
 """Random ids are below this, so that every small test vocabulary has them."""
@@ -22,21 +22,23 @@ def plain_ids(model: Model, count: int, generator: torch.Generator) -> list[int]
     return [int(token) for token in allowed[torch.randint(len(allowed), (count,), generator=generator)]]
 
 
-def random_prompt(model: Model, num_text: int, grids: Sequence[Grid] = (), seed: int = 0) -> Prompt:
-    """`num_text` random text tokens with a random video of each grid between them, positions by the model's rule."""
+def random_prompt(model: Model, num_text: int, grids: Sequence[Grid] = (), seed: int = 0, kinds: Sequence[MediaKind] = ()) -> Prompt:
+    """`num_text` random text tokens with a random video (or what `kinds` says) of each grid between them, positions by the model's rule."""
     generator = torch.Generator().manual_seed(seed)
     text = plain_ids(model, num_text, generator)
     width = model.embed(torch.zeros(1, 1, dtype=torch.int64, device=model.device), ()).shape[-1]
     token_ids: list[int] = []
     spans: list[VideoSpan] = []
-    for index, grid in enumerate(grids):
+    every: Sequence[MediaKind] = kinds or ["video"] * len(grids)
+    for index, (grid, kind) in enumerate(zip(grids, every, strict=True)):
         token_ids += text[2 * index : 2 * index + 2]
         count = model.num_video_tokens(grid)
         embeddings = torch.randn(count, width, generator=generator, dtype=torch.float64).to(model.dtype)
-        spans.append(VideoSpan(len(token_ids), len(token_ids) + count, VideoTokens(embeddings, grid, 1.0, f"{seed}-{index}")))
-        token_ids += [model.video_token_id] * count
+        tokens = VideoTokens(embeddings, grid, 1.0 if kind == "video" else 0.0, f"{seed}-{index}", kind=kind)
+        spans.append(VideoSpan(len(token_ids), len(token_ids) + count, tokens))
+        token_ids += [model.placeholder_ids[kind]] * count
     token_ids += text[2 * len(grids) :]
-    position_ids, next_position = model.position_ids(token_ids, list(grids), [1.0] * len(grids))
+    position_ids, next_position = model.position_ids(token_ids, [span.tokens for span in spans])
     return Prompt(torch.tensor(token_ids), position_ids, tuple(spans), next_position, f"prompt-{seed}")
 
 
@@ -68,3 +70,8 @@ def distributions_slowly(model: Model, prompt: Prompt, response: Tensor, tempera
     rows = (rows if rows.dtype == torch.float64 else rows.float()) / temperature
     rows = rows.index_fill(-1, model.banned_ids, float("-inf"))
     return rows - rows.logsumexp(-1, keepdim=True)
+
+
+def media_shape(grid: Grid, seconds_per_grid: float = 1.0, kind: MediaKind = "video") -> VideoTokens:
+    """A video or image without embeddings: all that positions need."""
+    return VideoTokens(torch.empty(0), grid, seconds_per_grid, "", kind=kind)

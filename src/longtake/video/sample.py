@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -87,7 +89,20 @@ def _num_frames(info: VideoInfo, config: VideoConfig, temporal_patch: int) -> tu
     return max(temporal_patch, wanted // temporal_patch * temporal_patch), strategy
 
 
-def smart_resize(info: VideoInfo, multiple: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+class Sized(Protocol):
+    """A video or an image, as far as its size goes."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def height(self) -> int: ...
+
+    @property
+    def width(self) -> int: ...
+
+
+def smart_resize(info: Sized, multiple: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
     """(height, width): multiples of `multiple`, pixels within [min_pixels, max_pixels], aspect kept as nearly as that allows.
 
     Source: `smart_resize` of transformers' Qwen2-VL image processor; unlike it, a size over max_pixels (very long pictures) is refused.
@@ -113,9 +128,9 @@ def smart_resize(info: VideoInfo, multiple: int, min_pixels: int, max_pixels: in
     return rows, columns
 
 
-def _raise_aspect(info: VideoInfo, rule: str) -> None:
+def _raise_aspect(info: Sized, rule: str) -> None:
     raise VideoLimitError(
-        f"{info.path}: frames of {info.width}x{info.height}", rule=rule, remedy="raise video.max_pixels_per_frame or crop the video"
+        f"{info.path}: a picture of {info.width}x{info.height}", rule=rule, remedy="raise video.max_pixels_per_frame or crop it"
     )
 
 

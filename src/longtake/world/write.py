@@ -52,7 +52,7 @@ def write_world(config: WorldConfig) -> WorldSummary:
         for _ in write_videos(config):
             progress.advance()
     rows = [row for index, story in enumerate(stories) for row in rows_of(config, index, story)]
-    write_lines(config.out / "rows.jsonl", (asdict(row) for row in rows))
+    write_lines(config.out / "rows.jsonl", (row.as_published() for row in rows))
     write_lines(config.out / "events.jsonl", ({"video": video_name(index), **asdict(story)} for index, story in enumerate(stories)))
     (config.out / "world.json").write_text(identity(config))
     return WorldSummary(config.num_videos, len(rows), sum(story.duration_s for story in stories), reused=False)

@@ -330,7 +330,7 @@ def test_notes_are_looked_for_in_question_and_options_too():
         ("It enters the cave at 70 s.", False),
         ("It enters the cave at about 60.5 seconds.", True),
         ("It stays for 95 seconds in the game on the screen.", True),  # a duration, not a time of this video
-        ("A sign says \"closed at 90 seconds\".", True),
+        ('A sign says "closed at 90 seconds".', True),
         ("It waits at 90 second intervals.", True),
         ("The score is 70 to 95.", True),
         ("In 1990 - 1995 the house was empty.", True),
@@ -369,7 +369,10 @@ def test_reasoning_is_there_and_whole():
     assert not check_reasoning(said(""), config).passed
     assert not check_reasoning(said("In the cave."), config).passed
     assert check_reasoning(said("\u7ea2\u8272\u65b9\u5757" * 14), config).passed  # without spaces, words cannot be counted
-    whole, cut = "The red square takes the key in the cave (12.0 s - 22.0 s).", "The red square takes the key in the cave, and then it goes "
+    whole, cut = (
+        "The red square takes the key in the cave (12.0 s - 22.0 s).",
+        "The red square takes the key in the cave, and then it goes ",
+    )
     assert check_reasoning(said(whole), config).passed and len(whole) == 59
     assert not check_reasoning(said(cut + "o"), config).passed
     assert not check_reasoning(said(whole + " Yes."), config).passed  # longer than allowed

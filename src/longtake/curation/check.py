@@ -27,8 +27,8 @@ from longtake.curation.wording import (
 VOTED = ("blind", "supported", "watched")
 """The checks with a model, the cheapest first: a question alone, some captions with it, frames."""
 TOGETHER = ("duplicate", "quota")
-"""Checks of the rows of a video against each other, made of those that passed all others: of two that are the same the first good one stays.
-Made earlier they would let a faulty row cost its good twin (measured: 10 of 267 good rows)."""
+"""Checks of the rows of a video against each other, made of those that passed all others: of two that are the same the first good one
+stays. Made earlier they would let a faulty row cost its good twin (measured: 10 of 267 good rows)."""
 
 
 def structure(drafts: Sequence[Draft], video: SourceVideo, config: CurateConfig) -> Outcome[Draft]:

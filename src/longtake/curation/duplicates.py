@@ -61,8 +61,8 @@ def content(text: str) -> list[str]:
     >>> content("In which place did the red square take the key?"), content("Where does the red square take the key?")
     (['where', 'red', 'squar', 'tak', 'key'], ['where', 'red', 'squar', 'tak', 'key'])
     """
-    words = [IRREGULAR.get(word, word) for word in words_of(text)[:MAX_WORDS]]
-    return [_stem(word) for index, word in enumerate(_asked_place(words)) if word not in LITTLE and not _only_stresses(words, index)]
+    words = _asked_place([IRREGULAR.get(word, word) for word in words_of(text)[:MAX_WORDS]])
+    return [_stem(word) for index, word in enumerate(words) if word not in LITTLE and not _only_stresses(words, index)]
 
 
 def same_words(left: Sequence[str], right: Sequence[str], similar: float) -> bool:

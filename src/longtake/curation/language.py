@@ -16,7 +16,7 @@ LEAST_PROBABILITY = 0.01
 more; whole questions in 20 other languages at most 0.0001, of two words (`Chi vince?`) up to 0.022."""
 MAX_FOREIGN_SHARE = 0.1
 """Of letters of another script than Latin, in a language written in it: a name or a sign, not a sentence."""
-PIECE_CHARS = 150
+PIECE_CHARS = 300
 """A longer text is looked at in pieces of about this length, so that it cannot change its language half-way."""
 LATIN = frozenset(
     [
@@ -80,8 +80,8 @@ def foreign(text: str, language: str) -> str | None:
 def pieces(text: str) -> list[str]:
     """Sentences put together until a piece has PIECE_CHARS; a short rest belongs to the last one.
 
-    >>> [len(piece) for piece in pieces("Six words are in this sentence. " * 9)]
-    [160, 128]
+    >>> [len(piece) for piece in pieces("Six words are in this sentence. " * 16)]
+    [320, 192]
     """
     found, now = [], ""
     for sentence in SENTENCE.findall(text):
@@ -98,6 +98,8 @@ def pieces(text: str) -> list[str]:
 
 def _foreign_piece(text: str, language: str) -> str | None:
     if not LETTER.search(text):
+        return None
+    if identifier().classify(text)[0] == language:
         return None
     ranked = identifier().rank(text)
     probability = dict(ranked).get(language)

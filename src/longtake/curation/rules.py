@@ -18,7 +18,7 @@ from longtake.errors import RowError
 TOLERANCE_S = 0.5
 """Evidence may be said to end so much after the video: times are cited in round numbers."""
 COMBINES = re.compile(
-    r"\b(?:all|none|both|neither|any|some|each|either|two|three) (?:of|among) (?:the |these |those )?"
+    r"\b(?:all|none|both|neither|any|some|each|either|two|three) (?:of|among) (?:the |these |those )?(?:other )?"
     r"(?:(?:above|below|options?|answers?|choices)\b|(?:others|listed|given|previous)\W*$)"
     r"|^\W*(?:all|none|any) of (?:these|those|them)\W*$"
     r"|^\W*(?:all|none|both|neither|either) (?:the )?(?:above|below)\b"
@@ -55,9 +55,10 @@ def _fault_of_options(draft: Draft, config: QuestionConfig) -> str:
         return f"{len(options)} options, not {NUM_OPTIONS}"
     if fault := next((fault for one in options if (fault := _fault_of_text(one, config.max_option_chars))), ""):
         return f"an option {fault}"
-    for index, one in enumerate(options):
-        if twin := next((other for other in options[:index] if bare(other) == bare(one)), None):
-            return f"two options are the same: {excerpt(twin)} and {excerpt(one)}"
+    folded = [bare(option) for option in options]
+    for index, one in enumerate(folded):
+        if one in folded[:index]:
+            return f"two options are the same: {excerpt(options[folded.index(one)])} and {excerpt(options[index])}"
     if combined := next((one for one in options if COMBINES.search(one)), None):
         return f"an option is about the others, or about knowing: {excerpt(combined)}"
     if lone := next((one for one in options if LONE_LETTER.fullmatch(one.strip())), None):

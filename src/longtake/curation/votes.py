@@ -15,8 +15,9 @@ from typing import Protocol
 
 from longtake.answers import plain_number, same_number, same_text
 from longtake.config.curate import CurateConfig
+from longtake.curation.duplicates import content
 from longtake.curation.frames import HOW, ClipFrames, range_frames
-from longtake.curation.plain import contains, words_of
+from longtake.curation.plain import contains
 from longtake.curation.prompts import Prompts, block, caption_lines, option_lines, time_list
 from longtake.curation.records import LETTERS, Caption, Draft, Finding, TimeRange
 from longtake.curation.schemas import CANNOT_TELL, Schema, letter_schema, text_schema, verdict_schema
@@ -262,7 +263,7 @@ def same_answer(said: str, key: str) -> bool:
     """
     if plain_number(key) and plain_number(said):
         return same_number(said, key)
-    words, wanted = words_of(said), words_of(key)
+    words, wanted = content(said), content(key)
     return same_text(said, key) or (contains(words, wanted) and len(words) <= max(4, 3 * len(wanted)))
 
 

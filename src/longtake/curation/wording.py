@@ -7,15 +7,17 @@ for letters of options.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from longtake.config.curate import QuestionConfig
 from longtake.curation.language import foreign
-from longtake.curation.patterns import CAPTIONS, DELIBERATION, DENIES, LETTER_NAMES, TIMES, VOICE
+from longtake.curation.patterns import CAPTIONS, DELIBERATION, DENIES, LETTER_NAMES, TIMES, VOICE, Phrases
 from longtake.curation.plain import contains, excerpt, sentences, tidy, without_quotes, words_of
 from longtake.curation.records import Draft, Finding
 from longtake.curation.rules import TOLERANCE_S
 
 MIN_WORDS = 5
+LABEL = re.compile(r"\b[A-H][.):]?\s")
 END_MARKS = (".", "!", "?", "\u3002", "\uff01", "\uff1f", "\u2026", '"', "'", "\u201d", ")", "]", "\u0964")
 MIN_TELLING_CHARS = 4
 VOICED = re.compile(r"mention|stated|described", re.IGNORECASE)
@@ -56,7 +58,10 @@ def check_asked_captions(draft: Draft) -> Finding:
 
 
 def _note_in(text: str) -> str:
-    for sentence in sentences(tidy(without_quotes(text))):
+    plain = tidy(without_quotes(text))
+    if not CAPTIONS.search(plain):
+        return ""
+    for sentence in sentences(plain):
         match = CAPTIONS.search(sentence)
         if match and not (VOICED.search(match[0]) and VOICE.search(sentence)):
             return _told(match, sentence)
@@ -66,11 +71,17 @@ def _note_in(text: str) -> str:
 def check_letters(draft: Draft) -> Finding:
     """The reasoning names no option by its letter or place: both change."""
     text = tidy(draft.reasoning)
-    fault = _found(LETTER_NAMES, text)
-    if not fault and draft.options:
-        texts = "|".join(re.escape(option) for option in draft.options if option)
-        fault = _found(re.compile(rf"(?:\b[B-H][.):]?|\b[A-H][.):])\s(?i:{texts})(?!\w)"), text)
-    return _finding("letters", fault)
+    return _finding("letters", _found(LETTER_NAMES, text) or _labelled_option(text, draft.options))
+
+
+def _labelled_option(text: str, options: Sequence[str]) -> str:
+    """A letter with the text of an option behind it: `B street`, `A. cave`. `A street` has an article."""
+    for match in LABEL.finditer(text):
+        rest = text[match.end() :].casefold()
+        for option in filter(None, map(str.casefold, options)):
+            if rest.startswith(option) and not rest[len(option) : len(option) + 1].isalnum() and match[0] != "A ":
+                return _told(match, text)
+    return ""
 
 
 def check_times(draft: Draft, duration_s: float) -> Finding:
@@ -87,9 +98,9 @@ def check_conclusion(draft: Draft) -> Finding:
     Only what is plain is found: the key's words stand nowhere in it, its last sentence has those of another option, denies nothing, and
     the two options share no words.
     """
-    words, answer = words_of(draft.reasoning), words_of(draft.answer)
-    if not draft.options or contains(words, answer):
+    if not draft.options or draft.answer.casefold() in draft.reasoning.casefold():
         return _finding("conclusion", "")
+    answer = words_of(draft.answer)
     last = (sentences(draft.reasoning) or [""])[-1]
     if DENIES.search(last):
         return _finding("conclusion", "")
@@ -97,12 +108,12 @@ def check_conclusion(draft: Draft) -> Finding:
     for option in draft.options:
         part = words_of(option)
         telling = max(map(len, part), default=0) >= MIN_TELLING_CHARS and not set(part) & set(answer)
-        if option != draft.answer and telling and contains(said, part):
+        if option != draft.answer and telling and contains(said, part) and not contains(words_of(draft.reasoning), answer):
             return _finding("conclusion", f"it ends with {excerpt(option)}, and never says the key, {excerpt(draft.answer)}")
     return _finding("conclusion", "")
 
 
-def _found(pattern: re.Pattern[str], text: str) -> str:
+def _found(pattern: re.Pattern[str] | Phrases, text: str) -> str:
     match = pattern.search(text)
     return _told(match, text) if match else ""
 

@@ -3,8 +3,8 @@
     python benchmarks/curation_overhead.py runs/curation_overhead [--num-videos 24] [--latency-s 1.0] [--json FILE]
 
 The answers of a world's oracle are recorded in a first run. Then a server gives the same answers, each `latency_s` after its request, to
-`longtake curate run` in a process of its own. The bound is what its calls take at the given concurrency when the busier of the two endpoints
-is never idle.
+`longtake curate run` in a process of its own. The bound is what its calls take at the given concurrency when the busier of the two
+endpoints is never idle.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Curation against a real `vllm serve`: the protocol, images, answers held to a schema by the server, and a kill in between.
 
-The tiny model says nothing sensible, but in the form that was asked for: checks of content are off where rows are to come out. Its numbers are
-often none that can be kept (9e745), so that bad answers are asked for again in earnest.
+The tiny model says nothing sensible, but in the form that was asked for: checks of content are off where rows are to come out. Its numbers
+are often none that can be kept (9e745), so that bad answers are asked for again in earnest.
 """
 
 from __future__ import annotations

@@ -196,6 +196,6 @@ def test_the_file_of_any_run_will_do_and_a_typing_error_will_not(rl: Make, sft: 
 
 def test_videos_come_in_the_order_of_the_rows(rl: Make, rows: Path, tmp_path: Path) -> None:
     config = EncodeConfig.model_validate(rl("run", cache={"folder": tmp_path}).model_dump())
-    counts, failures = stage.video_rows(config)
+    counts, failures = stage.media_rows(config)
     assert failures == [] and list(counts.values()) == [ROWS_PER_VIDEO] * NUM_VIDEOS
-    assert [path.name for path in counts] == sorted(path.name for path in counts)
+    assert [path.name for path, _ in counts] == sorted(path.name for path, _ in counts)

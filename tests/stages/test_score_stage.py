@@ -129,7 +129,7 @@ def prompts(rows: Path, base: Path) -> dict[int, Prompt]:
     model = load_model(ModelConfig(path=str(base), device="cpu"))
     source = VideoSource(model, config.video, Phases())
     examples = [item for item in read_examples(config.data) if isinstance(item, Example)]
-    return {one.problem_id: render_prompt(one, source.tokens(one.video), model, config.prompt) for one in examples if one.video}
+    return {one.problem_id: render_prompt(one, [source.tokens(ref) for ref in one.media], model, config.prompt) for one in examples}
 
 
 @pytest.fixture(scope="module")

@@ -94,6 +94,10 @@ It cannot be determined
 There is not enough information in the video
 All the above
 Any of the above places
+All of these places
+Both of these
+Both of the first two
+None of the other three
 """
 
 PLAIN_OPTIONS = """
@@ -112,6 +116,9 @@ Option trading on the stock exchange
 He could not be found
 Two of the three boats
 Each of the four singers
+Both of the two boats
+All of the first row
+Two of these are mine and one is yours
 A B-flat chord
 Plan B
 Type A and type B cells
@@ -174,6 +181,10 @@ def test_an_open_ended_row_has_no_options_to_be_checked():
         (opened("in the cave\nor the hall"), False),
         (opened("cave</answer>"), False),
         (opened("none of the above"), False),
+        (opened("On the street, as can be seen. There is not much else to see."), False),
+        (opened("He met Dr. Smith at St. Paul's."), True),
+        (opened("First the jump (1.5 s), then the fall, then the climb."), True),
+        (opened("very " * 41 + "long"), False),
     ],
 )
 def test_answer(draft: Draft, passed: bool):
@@ -441,7 +452,7 @@ def world() -> list[list[Draft]]:
             texts = tuple(option[3:] for option in options)
             said = row.answer.removeprefix("<answer>").removesuffix("</answer>")
             answer = texts["ABCD".index(said)] if texts else said
-            made = Draft(row.videos, f"{seed}", row.problem_type, question, texts, answer, row.reasoning, (TimeRange(1.0, 9.0),))
+            made = Draft(row.videos[0], f"{seed}", row.problem_type, question, texts, answer, row.reasoning, (TimeRange(1.0, 9.0),))
             drafts.setdefault(question, named(made))
         stories.append(list(drafts.values()))
     assert sum(map(len, stories)) > 500

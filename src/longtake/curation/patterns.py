@@ -199,8 +199,20 @@ TIMES = re.compile(
 )
 """`12.0 s - 22.0 s`, `between 12 and 22 seconds`, `at 12 s`."""
 DENIES = re.compile(
-    r"\b(?:no|not|never|nor|neither|none|cannot|without|rather than|instead of|unlike|except|other than|before|after|although|though|while"
-    r"|whereas|despite|but)\b|n['\u2019]t\b",
+    r"\b(?:no|not|never|nor|neither|none|cannot|without|rather|instead|unlike|except|other than)\b"
+    r"|\b(?:although|though|while|whereas|despite|but)\b|n['\u2019]t\b",
     re.IGNORECASE,
 )
 """A sentence that may name what the answer is not."""
+ASIDE = re.compile(
+    r"\b(?:before|after|since|until|from|than|leav(?:es|ing)|left|entering|reaching|outside|near|beyond|past|behind)"
+    r" (?:(?:the|a|an|its|his|her|their|that|this) )?\w+",
+    re.IGNORECASE,
+)
+"""What only says when or from where: `after the cave`."""
+CONCLUDES = re.compile(
+    r"\W*(?:so|therefore|thus|hence|consequently|accordingly|this (?:shows|means|tells|proves|confirms)|that (?:shows|means|is why)"
+    r"|in (?:conclusion|short|sum)|overall|the (?:right |correct )?answer|from this|taken together|all (?:in all|of this))\b",
+    re.IGNORECASE,
+)
+"""Begins the sentence that says what follows from all before."""

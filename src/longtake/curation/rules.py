@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from longtake.config.curate import QuestionConfig
 from longtake.curation.duplicates import same_question
 from longtake.curation.language import foreign
-from longtake.curation.plain import bare, contains, excerpt, words_of
+from longtake.curation.plain import bare, contains, excerpt, sentences, words_of
 from longtake.curation.records import LETTERS, Draft, Finding, TimeRange
 from longtake.curation.schemas import NUM_OPTIONS
 from longtake.data.rows import parse_options
@@ -20,7 +20,8 @@ TOLERANCE_S = 0.5
 COMBINES = re.compile(
     r"\b(?:all|none|both|neither|any|some|each|either|two|three) (?:of|among) (?:the |these |those )?(?:other )?"
     r"(?:(?:above|below|options?|answers?|choices)\b|(?:others|listed|given|previous)\W*$)"
-    r"|^\W*(?:all|none|any) of (?:these|those|them)\W*$"
+    r"|^\W*(?:all|none|any|both|neither) of (?:these|those)(?: \w+)?\W*$|^\W*(?:all|none|any) of them\W*$"
+    r"|^\W*(?:all|none|both|neither|either) of the (?:first|last|other) (?:two|three)\W*$"
     r"|^\W*(?:all|none|both|neither|either) (?:the )?(?:above|below)\b"
     r"|^\W*(?:both|either|neither|only|just)?\s*(?:options? |answers? )?\(?[A-H]\)?\s*(?:and|or|nor|&|,)\s*\(?[A-H]\)?\W*$"
     r"|\boptions? \(?(?-i:[A-H])\)?(?!\w)"
@@ -37,6 +38,9 @@ IMPERATIVES = frozenset(
 )
 GAP = re.compile(r"_{2,}|\.{3}|\u2026")
 LONE_LETTER = re.compile(r"\(?[A-H][.)]?", re.IGNORECASE)
+MAX_ANSWER_WORDS = 40
+"""Of an open-ended answer: an order of many events takes as many."""
+MIN_SENTENCE_WORDS = 4
 MIN_TELLING_CHARS = 3
 """An answer of shorter words (`2`, `no`) stands in many questions by chance."""
 
@@ -80,9 +84,16 @@ def check_answer(draft: Draft, config: QuestionConfig) -> Finding:
     if draft.options:
         return _finding("answer", "" if draft.answer in draft.options else f"the key is none of the options: {excerpt(draft.answer)}")
     fault = _fault_of_text(draft.answer, config.max_option_chars)
+    if not fault and (is_paragraph(draft.answer) or len(draft.answer.split()) > MAX_ANSWER_WORDS):
+        fault = f"is no short one: {excerpt(draft.answer)}"
     if not fault and (LONE_LETTER.fullmatch(draft.answer.strip()) or COMBINES.search(draft.answer)):
         fault = f"{excerpt(draft.answer)} is no answer by itself"
     return _finding("answer", f"answer {fault}" if fault else "")
+
+
+def is_paragraph(text: str) -> bool:
+    """Whether there is more than one sentence. `He met Dr. Smith.` is one."""
+    return sum(len(sentence.split()) >= MIN_SENTENCE_WORDS for sentence in sentences(text)) > 1
 
 
 def check_question(draft: Draft, config: QuestionConfig) -> Finding:

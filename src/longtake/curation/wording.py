@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from longtake.config.curate import QuestionConfig
 from longtake.curation.language import foreign
-from longtake.curation.patterns import CAPTIONS, DELIBERATION, DENIES, LETTER_NAMES, TIMES, VOICE, Phrases
+from longtake.curation.patterns import ASIDE, CAPTIONS, CONCLUDES, DELIBERATION, DENIES, LETTER_NAMES, TIMES, VOICE, Phrases
 from longtake.curation.plain import contains, excerpt, sentences, tidy, without_quotes, words_of
 from longtake.curation.records import Draft, Finding
 from longtake.curation.rules import TOLERANCE_S
@@ -95,21 +95,21 @@ def check_times(draft: Draft, duration_s: float) -> Finding:
 def check_conclusion(draft: Draft) -> Finding:
     """The reasoning does not end with another option than the key.
 
-    Only what is plain is found: the key's words stand nowhere in it, its last sentence has those of another option, denies nothing, and
-    the two options share no words.
+    Only what is plain is found. The last sentence has the words of another option and not those of the key, and denies nothing. It says
+    that it concludes (`So ...`), or the key stands nowhere in the reasoning.
     """
-    if not draft.options or draft.answer.casefold() in draft.reasoning.casefold():
-        return _finding("conclusion", "")
-    answer = words_of(draft.answer)
+    key = draft.answer.casefold()
     last = (sentences(draft.reasoning) or [""])[-1]
-    if DENIES.search(last):
+    if not draft.options or key in last.casefold() or DENIES.search(last):
         return _finding("conclusion", "")
-    said = words_of(last)
+    if not CONCLUDES.match(last) and key in draft.reasoning.casefold():
+        return _finding("conclusion", "")
+    said, answer, asked = words_of(ASIDE.sub(" ", last)), words_of(draft.answer), words_of(draft.question)
     for option in draft.options:
         part = words_of(option)
-        telling = max(map(len, part), default=0) >= MIN_TELLING_CHARS and not set(part) & set(answer)
-        if option != draft.answer and telling and contains(said, part) and not contains(words_of(draft.reasoning), answer):
-            return _finding("conclusion", f"it ends with {excerpt(option)}, and never says the key, {excerpt(draft.answer)}")
+        telling = max(map(len, part), default=0) >= MIN_TELLING_CHARS and not set(part) <= set(answer)
+        if option != draft.answer and telling and contains(said, part) and not contains(said, answer) and not contains(asked, part):
+            return _finding("conclusion", f"it ends with {excerpt(option)}, and the key is {excerpt(draft.answer)}")
     return _finding("conclusion", "")
 
 

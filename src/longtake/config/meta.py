@@ -26,6 +26,12 @@ def run_meta(argv: Sequence[str] | None = None) -> dict[str, Any]:
     }
 
 
+def versions() -> dict[str, str]:
+    """Of this package and of what it stands on, as far as it is installed."""
+    found = {"longtake": __version__} | {name: _version(name) for name in PACKAGES}
+    return {name: version for name, version in found.items() if version is not None}
+
+
 def git_commit() -> str | None:
     """The commit of the checkout this code runs from, with `+` when files were changed; None when it is not a checkout of ours."""
     here = Path(__file__).resolve().parent

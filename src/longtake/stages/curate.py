@@ -71,9 +71,9 @@ def run(config: CurateConfig) -> None:
         if reaches(config.until, "segment"):
             asyncio.run(through_models(config, prompts, videos.kept, state, folder, stop))
         if reaches(config.until, "difficulty"):
-            rate(config, folder, state.made)
+            rate(config, folder, state.made, state.digests)
         if config.num_shards == 1 and reaches(config.until, "split"):
-            split_and_publish(config, prompts, folder, state.answers)
+            split_and_publish(config, prompts, folder, state.answers, state.digests)
     print_stages(folder, [stage for stage in STAGES if reaches(config.until, stage)])
     if config.num_shards > 1:
         say(f"curate: part {config.shard} is done; when all are, the same command without --shard puts them together")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from longtake.config.curate import STAGES, CurateConfig
+from longtake.config.meta import versions
 from longtake.curation.audit import audit_checks, read_labels, row_verdicts
 from longtake.curation.card import CardFacts
 from longtake.curation.difficulty import rate_rows, unrated
@@ -16,9 +17,10 @@ from longtake.curation.split import split_rows
 from longtake.llm.counts import paid_in
 from longtake.observe.keyed_lines import KeyedLines
 from longtake.observe.progress import Progress, say
+from longtake.video.index import DigestIndex
 
 
-def rate(config: CurateConfig, folder: Path, store: KeyedLines) -> None:
+def rate(config: CurateConfig, folder: Path, store: KeyedLines, index: DigestIndex) -> None:
     """`difficulty`: from the rows that `check` left."""
     checked = read_stage(folder, "check")
     assert checked is not None, "`check` comes before"
@@ -35,12 +37,13 @@ def rate(config: CurateConfig, folder: Path, store: KeyedLines) -> None:
             store=store,
             out=config.out,
             shard=config.shard_index,
+            index=index,
             advance=progress.advance,
         )
     write_stage(folder, "difficulty", rated)
 
 
-def split_and_publish(config: CurateConfig, prompts: Prompts, folder: Path, answers: KeyedLines) -> None:
+def split_and_publish(config: CurateConfig, prompts: Prompts, folder: Path, answers: KeyedLines, index: DigestIndex) -> None:
     """`split` and `publish`: of all videos. A row about a video that is dropped as another one's copy never comes here."""
     rated = read_stage(folder, "difficulty")
     assert rated is not None, "`difficulty` comes before"
@@ -65,8 +68,9 @@ def split_and_publish(config: CurateConfig, prompts: Prompts, folder: Path, answ
         checked=checked,
         prompts={purpose: prompts.text(purpose) for purpose in prompts.purposes},
         paid=paid_in(answers),
+        versions=versions(),
         warnings=placed.warnings,
         audit=audit,
     )
-    publish(placed.kept, outcomes["ingest"].kept, config.videos, config.out, facts)
+    publish(placed.kept, outcomes["ingest"].kept, config.videos, config.out, facts, index=index)
     say(f"curate: {len(placed.kept)} rows in {config.out / 'dataset'}, with a card: README.md")

@@ -22,6 +22,7 @@ from longtake import __version__
 from longtake.config import benches, curate_view
 from longtake.config import curate as curates
 from longtake.config import plan as plans
+from longtake.config import rows as row_reports
 from longtake.config import score as scores
 from longtake.config import serve as serves
 from longtake.config import stages as configs
@@ -82,6 +83,7 @@ COMMANDS = (
     Command("export", configs.ExportConfig, "longtake.stages.export", "run"),
     Command("serve", serves.ServeConfig, "longtake.stages.serve", "model"),
     Command("report", configs.ReportConfig, "longtake.stages.report", "run"),
+    Command("rows", row_reports.RowsConfig, "longtake.stages.rows", "rows"),
     Command("curate run", curates.CurateConfig, "longtake.stages.curate"),
     Command("curate view", curate_view.CurateViewConfig, "longtake.stages.curate_view", "run"),
     Command("bench decode", configs.BenchDecodeConfig, "longtake.stages.bench", None, {"json": "as_json"}),

@@ -143,11 +143,16 @@ class PromptConfig(Section):
     """A longer prompt is refused (counted), never cut."""
 
 
+RowFormat = Literal["auto", "longvideo_reason", "video_r1", "llava_video"]
+
+
 class DataConfig(Section):
     """Rows and where their videos live."""
 
     rows: Path
     """JSON lines or Parquet file of rows."""
+    format: RowFormat = "auto"
+    """Whose fields the rows have; auto: those of the first row that has some."""
     root: Path | None = None
     """Folder that every `videos` path must stay inside; None: the folder of the rows file."""
     max_rows: int | None = Field(default=None, ge=1)

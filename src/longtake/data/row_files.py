@@ -24,7 +24,9 @@ MAX_MEDIA = 64
 """Most videos, and most images, of one row."""
 DATA_TYPES = ("video", "image", "text")
 TEXT_FIELDS = ("problem", "data_type", "problem_type", "reasoning", "answer")
-KNOWN_FIELDS = ("problem_id", *TEXT_FIELDS, "videos", "images", "subtitles", "duration_s", "duration")
+FOREIGN_FIELDS = ("options", "process", "solution", "path", "id", "conversations", "video", "image", "category")
+"""What `row_formats` reads of other projects."""
+KNOWN_FIELDS = ("problem_id", *TEXT_FIELDS, "videos", "images", "subtitles", "duration_s", "duration", *FOREIGN_FIELDS)
 
 Record = tuple[int, object]
 """Row number, from 1 (the line in JSON lines), and what stands there: a decoded JSON value, or the RowError that reading it gave."""

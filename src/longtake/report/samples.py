@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from longtake.answers import parse_response
-from longtake.data.row_files import read_rows
+from longtake.data.row_formats import named_format, read_rows
 from longtake.errors import RowError
 from longtake.evaluation.records import AnswerRecord
 from longtake.evaluation.summary import headline_rows, is_right
@@ -53,7 +53,7 @@ def _row_source(run: Run, config: dict[str, Any], split: str) -> RowSource:
         run.notes.append(f"{path} is not there: questions are shown without text and frames.")
         return NO_ROWS
     try:
-        rows = [row for row in read_rows(path) if isinstance(row, Row)]
+        rows = [row for row in read_rows(path, named_format(data.get("format"))) if isinstance(row, Row)]
     except RowError as error:
         run.notes.append(f"Rows could not be read: {error}")
         return NO_ROWS

@@ -88,7 +88,7 @@ def validation_rows(config: EncodeConfig) -> Iterator[list[Media] | Failure]:
 def rows_of(config: DataConfig, num_rows: int | None) -> Iterator[list[Media] | Failure]:
     """The media of each usable row, without reading a byte of any. Raises RowError as reading rows does."""
     root = config.rows.parent if config.root is None else config.root
-    items = [item for item in read_rows(config.rows) if chosen(item, config.categories)][: config.max_rows][:num_rows]
+    items = [item for item in read_rows(config.rows, config.format) if chosen(item, config.categories)][: config.max_rows][:num_rows]
     for row in items:
         if isinstance(row, Failure):
             yield row

@@ -122,7 +122,7 @@ def read_workload(config: PlanConfig) -> Workload:
 
 def _rows(config: PlanConfig) -> list[Row | Failure]:
     try:
-        return read_rows(config.data.rows)
+        return read_rows(config.data.rows, config.data.format)
     except RowError as error:
         without = "plan without rows, e.g. --frames 512 --duration 3600"
         raise RowError(error.given, rule=error.rule, remedy=f"{error.remedy}, or {without}") from error

@@ -32,7 +32,8 @@ class Rows:
     """The rows that responses may answer, by problem_id. Nothing is read of a video until its prompt is wanted."""
 
     def __init__(self, config: ScoreConfig) -> None:
-        items = [item for item in read_rows(config.data.rows) if chosen(item, config.data.categories)][: config.data.max_rows]
+        rows = read_rows(config.data.rows, config.data.format)
+        items = [item for item in rows if chosen(item, config.data.categories)][: config.data.max_rows]
         self._name = config.data.rows.name
         self._rows: dict[int, Row | Failure] = {}
         for item in items:

@@ -62,6 +62,8 @@ MAY_CHANGE = (
 (`steps` under a cosine schedule bends the rest of the curve to the new end.)"""
 
 CAME_LATER: dict[str, Any] = {
+    "data.format": "auto",
+    "validation.data.format": "auto",
     "data.longest_first": False,
     "validation.data.longest_first": False,
     "rollout.engine": "transformers",

@@ -71,8 +71,7 @@ class ImageInfo:
 def probe_image(path: Path, limits: VideoLimits) -> ImageInfo:
     """Open, check and describe an image; decodes nothing. Raises a `VideoError`."""
     with _opened(path, limits) as image:
-        width, height = image.size[::-1] if _orientation(image) >= 5 else image.size
-        return ImageInfo(path, width, height, str(image.format))
+        return _info(path, image)
 
 
 def image_size(info: ImageInfo, config: VideoConfig, patch_multiple: int) -> tuple[int, int]:
@@ -83,10 +82,9 @@ def image_size(info: ImageInfo, config: VideoConfig, patch_multiple: int) -> tup
 def load_image(ref: VideoRef, config: VideoConfig, patch_multiple: int, temporal_patch: int) -> Frames:
     """The picture at time 0, upright, RGB over white, as often as a temporal group has frames. Raises a `VideoError`."""
     with _opened(ref.path, config.limits) as image:
+        height, width = image_size(_info(ref.path, image), config, patch_multiple)
         orientation = _orientation(image)
         upright = _rgb(image) if orientation not in TURNS else _rgb(image).transpose(TURNS[orientation])
-        info = ImageInfo(ref.path, *upright.size, str(image.format))
-        height, width = image_size(info, config, patch_multiple)
         picture = np.asarray(upright.resize((width, height), Image.Resampling.BICUBIC))
     sampling = Sampling(temporal_patch, height, width, "still", RESIZE, decoder=IMAGE_DECODER)
     return Frames(np.repeat(picture[None], temporal_patch, axis=0), np.zeros(temporal_patch), ref.digest, sampling, num_decoded=1)
@@ -121,8 +119,15 @@ def _opened(path: Path, limits: VideoLimits) -> Iterator[Image.Image]:
         raise VideoDamagedError(given, rule="images are whole and undamaged", remedy="get the file again, or leave the row out") from error
 
 
+def _info(path: Path, image: Image.Image) -> ImageInfo:
+    width, height = image.size[::-1] if _orientation(image) >= 5 else image.size
+    return ImageInfo(path, width, height, str(image.format))
+
+
 def _orientation(image: Image.Image) -> int:
-    """1 to 8, 1 for upright and for values that mean nothing."""
+    """1 to 8, 1 for upright and for values that mean nothing; from what stands before the pixels, which are not decoded for it."""
+    if image.format == "PNG" and not image.info.keys() & {"exif", "Raw profile type exif"}:
+        return 1  # Pillow would decode all to look behind the picture
     found = image.getexif().get(ORIENTATION_TAG, 1)
     return found if isinstance(found, int) and 1 <= found <= 8 else 1
 

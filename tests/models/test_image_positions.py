@@ -34,7 +34,7 @@ def image(rows, columns):
 def test_an_image_between_texts():
     # 4 x 6 patches = 2 x 3 tokens from position 1: time 1, rows 1..2, columns 1..3; the text goes on at 4
     found, following = positions([T] + [P] * 6 + [T], image(4, 6))
-    assert found == [[0] + [1] * 6 + [4], [0] + [1, 1, 1, 2, 2, 2] + [4], [0] + [1, 2, 3] * 2 + [4]]
+    assert found == [[0] + [1] * 6 + [4], [0, 1, 1, 1, 2, 2, 2, 4], [0] + [1, 2, 3] * 2 + [4]]
     assert following == 5
 
 

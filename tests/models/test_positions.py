@@ -17,9 +17,7 @@ V, P, T = 9, 8, 1  # the placeholders of videos and of images, a text token
 
 def positions(ids, grids=(), seconds=(), tokens_per_second=2.0):
     media = [media_shape(grid, one) for grid, one in zip(grids, seconds, strict=True)]
-    found, following = mrope_positions(
-        ids, media, placeholder_ids={"video": V, "image": P}, merge=2, tokens_per_second=tokens_per_second
-    )
+    found, following = mrope_positions(ids, media, placeholder_ids={"video": V, "image": P}, merge=2, tokens_per_second=tokens_per_second)
     assert found.dtype == torch.int64
     return found.tolist(), following
 

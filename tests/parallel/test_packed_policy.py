@@ -28,6 +28,7 @@ SHAPES = {
     "several": [(9, (), (4, 4)), (12, ((4, 4, 4),), (7, 1)), (15, TWO_VIDEOS, (2,))],
     "empty_takes": [(9, (), (0, 0)), (8, ((3, 2, 6),), (3,))],
     "one_take": [(10, ((4, 4, 4),), (8,))],
+    "images": [(10, ((4, 6),), (5, 2)), (16, ((4, 4, 4), (2, 6), (2, 2)), (3, 0, 8)), (9, (), (4,))],
 }
 # Measured: fp64 5e-16 (log-probs, -6 on average) and 6e-15 (gradients, relative to the largest of each tensor); fp32 2.4e-7 and 3.2e-6.
 EXACT, SINGLE = 1e-10, 1e-5

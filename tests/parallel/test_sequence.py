@@ -45,6 +45,7 @@ PAIRWISE = {
     ],
     "ring 2": [
         Case("shared", packed=True, shapes=SHAPES["two_videos"], train_vision=True),
+        Case("shared", packed=True, shapes=SHAPES["images"], train_vision=True),
         Case("shared", shapes=SHAPES["text"], room=1, dtype="float32"),
     ],
     "Ulysses 4": [

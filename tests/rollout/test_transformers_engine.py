@@ -19,8 +19,8 @@ PARAMS = SamplingParams(num_takes=4, temperature=1.0, max_new_tokens=24, seed=11
 
 
 def requests_of(model) -> list[RolloutRequest]:
-    """Text only, one video, two videos with text between, an odd grid: lengths 9, 28, 45, 27."""
-    grids = [(), ((4, 4, 4),), ((4, 2, 4), (5, 4, 4)), ((3, 2, 6),)]
+    """Text only, one video, two videos with text between, an odd grid, an image, a video and two images: lengths 9, 28, 43, 27, 27, 38."""
+    grids = [(), ((4, 4, 4),), ((4, 2, 4), (5, 4, 4)), ((3, 2, 6),), ((4, 6),), ((2, 4, 4), (2, 6), (2, 6))]
     prompts = [random_prompt(model, 9 + 3 * index, own, seed=index) for index, own in enumerate(grids)]
     return [RolloutRequest(key=100 + index, prompt=prompt) for index, prompt in enumerate(prompts)]
 
@@ -54,7 +54,7 @@ def test_reported_logprobs_are_those_of_the_slow_forward_and_of_the_training_for
     assert policy[batch.response_mask].mean() < -1
 
 
-@pytest.mark.parametrize("fault", ["position", "temperature", "video", "weights"])
+@pytest.mark.parametrize("fault", ["position", "temperature", "video", "image", "weights"])
 def test_a_fault_between_sampler_and_trainer_shows(model, fault):
     """Negative control of the test above: each of these makes the same comparison fail by far (position 0.69, temperature 0.025)."""
     requests = requests_of(model)
@@ -64,10 +64,11 @@ def test_a_fault_between_sampler_and_trainer_shows(model, fault):
         requests = [replace(r, prompt=replace(r.prompt, next_position=r.prompt.next_position - 1)) for r in requests]
     elif fault == "temperature":
         temperature = 1.01
-    elif fault == "video":
-        span = requests[1].prompt.spans[0]
+    elif fault in ("video", "image"):
+        place = 1 if fault == "video" else 4
+        span = requests[place].prompt.spans[0]
         other = replace(span, tokens=replace(span.tokens, embeddings=span.tokens.embeddings.flip(0)))
-        requests, groups = [replace(requests[1], prompt=replace(requests[1].prompt, spans=(other,)))], [groups[1]]
+        requests, groups = [replace(requests[place], prompt=replace(requests[place].prompt, spans=(other,)))], [groups[place]]
     else:
         with torch.no_grad():
             model.hf.model.language_model.layers[0].self_attn.k_proj.bias += 0.01
@@ -124,7 +125,7 @@ def test_a_take_depends_on_seed_step_key_and_index_and_on_nothing_else(model):
     for changed in (replace(params, seed=12), replace(params, step=4)):
         for tokens, others in zip(all_tokens(together), all_tokens(TransformersEngine(model).generate(requests, changed)), strict=True):
             assert all(one != other for one, other in zip(tokens, others, strict=True))
-    assert len({tuple(tokens) for group in all_tokens(together) for tokens in group}) == 20
+    assert len({tuple(tokens) for group in all_tokens(together) for tokens in group}) == 5 * len(requests)
     rekeyed = TransformersEngine(model).generate([replace(requests[0], key=7)], params)
     assert all(one != other for one, other in zip(all_tokens(rekeyed)[0], all_tokens(together)[0], strict=True))
 
@@ -149,7 +150,7 @@ def test_each_prompt_is_prefilled_once_whatever_the_number_of_takes(model, max_r
     model.decoder = counting
     engine = TransformersEngine(model, max_rows=max_rows)
     engine.generate(requests_of(model), replace(PARAMS, num_takes=8))
-    assert sum(prefilled) == 4 == engine.counters.prompts_prefilled
+    assert sum(prefilled) == 6 == engine.counters.prompts_prefilled
     assert max(decoded) <= max_rows
     assert engine.counters.prompt_tokens == sum(len(request.prompt.token_ids) for request in requests_of(model))
 

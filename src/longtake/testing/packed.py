@@ -12,12 +12,12 @@ from longtake.models.family import Model
 from longtake.models.positions import Grid
 from longtake.parallel.sharded_tensors import whole
 from longtake.testing.rows import sft_batch, take_logprobs
-from longtake.testing.takes import random_prompt, random_take
+from longtake.testing.takes import ImageGrid, random_prompt, random_take
 from longtake.training.packed_policy import ScoredTakes
 from longtake.types import Prompt
 
-Shape = tuple[int, tuple[Grid, ...], tuple[int, ...]]
-"""(text tokens of the prompt, grids of its videos, tokens of each take)."""
+Shape = tuple[int, tuple[Grid | ImageGrid, ...], tuple[int, ...]]
+"""(text tokens of the prompt, grids of its videos and images, tokens of each take)."""
 
 
 @dataclass(frozen=True, eq=False)

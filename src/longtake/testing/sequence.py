@@ -39,6 +39,7 @@ SHAPES: dict[str, tuple[Shape, ...]] = {
     "text": ((12, (), (6, 1, 9)),),
     "two_videos": ((14, TWO_VIDEOS, (6, 0, 9, 3)),),
     "several": ((9, (), (4, 4)), (12, ((4, 4, 4),), (7, 1)), (15, TWO_VIDEOS, (2,))),
+    "images": ((10, ((4, 6),), (5, 2)), (16, ((4, 4, 4), (2, 6), (2, 2)), (3, 0, 8)), (9, (), (4,))),
     "empty_takes": ((9, (), (0, 0)), (8, ((3, 2, 6),), (3,))),
     "tiny": ((2, (), (1,)),),  # fewer tokens than chunks of a ring of four: some ranks hold nothing
 }

@@ -11,6 +11,8 @@ from longtake.models.family import Model
 from longtake.models.positions import Grid
 from longtake.types import MediaKind, Prompt, Take, VideoSpan, VideoTokens
 
+ImageGrid = tuple[int, int]
+"""Patch rows and columns of an image."""
 _NUM_TOKENS = 300
 """Random ids are below this, so that every small test vocabulary has them."""
 
@@ -22,15 +24,14 @@ def plain_ids(model: Model, count: int, generator: torch.Generator) -> list[int]
     return [int(token) for token in allowed[torch.randint(len(allowed), (count,), generator=generator)]]
 
 
-def random_prompt(model: Model, num_text: int, grids: Sequence[Grid] = (), seed: int = 0, kinds: Sequence[MediaKind] = ()) -> Prompt:
-    """`num_text` random text tokens with a random video (or what `kinds` says) of each grid between them, positions by the model's rule."""
+def random_prompt(model: Model, num_text: int, grids: Sequence[Grid | ImageGrid] = (), seed: int = 0) -> Prompt:
+    """`num_text` random text tokens with a random video or image of each grid between them, positions by the model's rule."""
     generator = torch.Generator().manual_seed(seed)
     text = plain_ids(model, num_text, generator)
     width = model.embed(torch.zeros(1, 1, dtype=torch.int64, device=model.device), ()).shape[-1]
     token_ids: list[int] = []
     spans: list[VideoSpan] = []
-    every: Sequence[MediaKind] = kinds or ["video"] * len(grids)
-    for index, (grid, kind) in enumerate(zip(grids, every, strict=True)):
+    for index, (grid, kind) in enumerate(map(_of_kind, grids)):
         token_ids += text[2 * index : 2 * index + 2]
         count = model.num_video_tokens(grid)
         embeddings = torch.randn(count, width, generator=generator, dtype=torch.float64).to(model.dtype)
@@ -40,6 +41,10 @@ def random_prompt(model: Model, num_text: int, grids: Sequence[Grid] = (), seed:
     token_ids += text[2 * len(grids) :]
     position_ids, next_position = model.position_ids(token_ids, [span.tokens for span in spans])
     return Prompt(torch.tensor(token_ids), position_ids, tuple(spans), next_position, f"prompt-{seed}")
+
+
+def _of_kind(grid: Grid | ImageGrid) -> tuple[Grid, MediaKind]:
+    return (grid, "video") if len(grid) == 3 else ((1, *grid), "image")
 
 
 def random_take(model: Model, count: int, seed: int = 0) -> Take:

@@ -32,6 +32,23 @@ def test_videos_travel_as_embeddings_with_grid_and_spacing(model):
     assert given["multi_modal_uuids"]["video"] == [video_key(span.tokens) for span in prompt.spans]
 
 
+def test_images_travel_apart_from_videos_each_kind_in_its_order(model):
+    prompt = random_prompt(model, 16, ((2, 6), (4, 2, 4), (4, 4), (5, 4, 4)), seed=1)
+    image, video, other_image, other_video = (span.tokens for span in prompt.spans)
+    given = engine_prompt(prompt, model.placeholder_ids)
+    assert given["multi_modal_uuids"] == {
+        "image": [video_key(image), video_key(other_image)],
+        "video": [video_key(video), video_key(other_video)],
+    }
+    images = given["multi_modal_data"]["image"]
+    assert images.keys() == {"image_embeds", "image_grid_thw"}
+    assert torch.equal(images["image_embeds"], torch.cat([image.embeddings, other_image.embeddings]))
+    assert images["image_grid_thw"].tolist() == [[1, 2, 6], [1, 4, 4]]
+    assert given["multi_modal_data"]["video"]["video_grid_thw"].tolist() == [[4, 2, 4], [5, 4, 4]]
+    placeholders = [token for token in given["prompt_token_ids"] if token in model.placeholder_ids.values()]
+    assert placeholders == [model.placeholder_ids[kind] for kind in ("image", "video", "image", "video")]
+
+
 def test_a_key_names_all_that_the_keys_and_values_of_a_video_depend_on(model):
     tokens = random_prompt(model, 9, ((4, 2, 4),), seed=1).spans[0].tokens
     others = [replace(tokens, digest="other"), replace(tokens, grid=(2, 4, 4)), replace(tokens, seconds_per_grid=2.0)]

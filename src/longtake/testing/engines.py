@@ -9,16 +9,19 @@ import torch
 from longtake.models.family import Model
 from longtake.models.positions import Grid
 from longtake.rollout.engine import Engine, RolloutRequest, SamplingParams
-from longtake.testing.takes import random_prompt, score_slowly
+from longtake.testing.takes import ImageGrid, random_prompt, score_slowly
 from longtake.types import Take
 
 PARAMS = SamplingParams(num_takes=4, temperature=1.0, max_new_tokens=24, seed=11, step=3)
-GRIDS: tuple[tuple[Grid, ...], ...] = ((), ((4, 4, 4),), ((4, 2, 4), (5, 4, 4)), ((3, 2, 6),), ((40, 4, 4),), ((9, 8, 6),), ((200, 4, 6),))
-"""Text only, one video, two, an odd grid, longer ones: prompts of 9 to 1,227 tokens."""
+GRIDS: tuple[tuple[Grid | ImageGrid, ...], ...] = (
+    *((), ((4, 4, 4),), ((4, 2, 4), (5, 4, 4)), ((3, 2, 6),), ((40, 4, 4),), ((9, 8, 6),), ((200, 4, 6),)),
+    *(((4, 6),), ((2, 6), (4, 4)), ((4, 4, 4), (2, 6), (2, 2))),
+)
+"""Text only, one video, two, an odd grid, longer ones, an image, two, a video and two images: prompts of 9 to 1,227 tokens."""
 
 
-def requests_of(model: Model, grids: Sequence[Sequence[Grid]] = GRIDS) -> list[RolloutRequest]:
-    """One for each prompt: its videos' grids, and 9 text tokens, 12, 15, ..."""
+def requests_of(model: Model, grids: Sequence[Sequence[Grid | ImageGrid]] = GRIDS) -> list[RolloutRequest]:
+    """One for each prompt: the grids of its videos and images, and 9 text tokens, 12, 15, ..."""
     prompts = [random_prompt(model, 9 + 3 * index, own, seed=index) for index, own in enumerate(grids)]
     return [RolloutRequest(key=100 + index, prompt=prompt) for index, prompt in enumerate(prompts)]
 

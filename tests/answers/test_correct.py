@@ -17,7 +17,7 @@ def example(answer: str, kind: AnswerKind) -> Example:
         answer_kind=kind,
         category="temporal",
         reasoning="",
-        video=None,
+        media=(),
         subtitles=None,
         duration_s=None,
     )

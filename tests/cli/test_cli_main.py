@@ -13,8 +13,8 @@ import pytest
 
 from longtake import __version__
 from longtake.cli import COMMANDS, main
-from longtake.config.describe import list_fields
 from longtake.config.base import Section
+from longtake.config.describe import list_fields
 from longtake.config.stages import AskConfig, BenchDecodeConfig, ExportConfig, ReportConfig, RlConfig, WorldConfig
 from longtake.errors import StopRequested, VideoDamagedError
 

@@ -11,9 +11,9 @@ import pytest
 from pydantic import BaseModel, model_validator
 
 from longtake.config import stages
+from longtake.config.base import Section
 from longtake.config.describe import list_fields
 from longtake.config.load import dump_config, load_config
-from longtake.config.base import Section
 from longtake.config.stages import EvaluateConfig, RlConfig, SftConfig, WorldConfig
 from longtake.errors import ConfigError
 

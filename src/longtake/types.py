@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 AnswerKind = Literal["letter", "number", "text"]
 FinishReason = Literal["stop", "length"]
+RowName = int | str
+"""What a row is called in logs and results: its problem_id, in a mixture with its source in front, `kitchen/12`."""
 MediaKind = Literal["video", "image"]
 """An image is encoded as a video of one moment, and stands in a prompt under a placeholder of its own."""
 
@@ -53,6 +55,14 @@ class Row:
 
 def _path_or_paths(paths: tuple[str, ...]) -> str | list[str]:
     return list(paths) if len(paths) > 1 else "".join(paths)
+
+
+def row_name(source: str, problem_id: int) -> RowName:
+    """
+    >>> row_name("", 12), row_name("kitchen", 12)
+    (12, 'kitchen/12')
+    """
+    return f"{source}/{problem_id}" if source else problem_id
 
 
 @dataclass(frozen=True)
@@ -91,6 +101,12 @@ class Example:
     subtitles: str | None
     """The subtitle TEXT (already read), or None."""
     duration_s: float | None
+    source: str = ""
+    """Name of the source in a mixture."""
+
+    @property
+    def name(self) -> RowName:
+        return row_name(self.source, self.problem_id)
 
     @property
     def media_digest(self) -> str | None:
@@ -287,6 +303,13 @@ class Failure:
     message: str
     """One line: what was given, the rule, the remedy."""
     category: str = "unknown"
+    source: str = ""
+    """Name of the source in a mixture."""
+
+    @property
+    def name(self) -> RowName | None:
+        """None for a row without a readable problem_id."""
+        return None if self.problem_id is None else row_name(self.source, self.problem_id)
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ def test_defaults_are_those_of_the_place() -> None:
 
 def test_fields_of_optional_sections_and_constraints() -> None:
     fields = {field.key: field for field in list_fields(RlConfig)}
-    assert fields["validation.data.rows"].default is REQUIRED
+    assert fields["data.sources.NAME.rows"].default is REQUIRED
     assert fields["validation"].default is None and fields["validation"].section is not None
     assert fields["video.fps"].type_text == "float > 0 | none"
     assert fields["model.lora.dropout"].type_text == "float >= 0, < 1"

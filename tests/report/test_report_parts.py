@@ -10,7 +10,7 @@ from longtake.report.html import write_report
 from longtake.report.markup import Html, el, table, text
 from longtake.report.plots import STAND_INS, Band, Bar, Series, _reach, interval_chart, line_chart, running_mean, shown
 from longtake.report.read import MAX_TAKES_BYTES, Evaluation, read_groups
-from longtake.report.samples import NO_ROWS, by_problem, choose, find, take_group
+from longtake.report.samples import by_problem, choose, find, take_group
 from longtake.report.sections import p_value
 from longtake.report.strips import clock
 from longtake.testing.synthetic_run import answers
@@ -124,7 +124,7 @@ def test_a_take_that_was_not_judged_makes_no_group_differ_and_says_why(tmp_path)
     path.write_text("".join(json.dumps(line) + "\n" for line in [*lines[2:], take(1, 6, None) | {"unjudged": "http_500"}]))
     (group,) = read_groups(path, [])
     assert group.is_mixed and group.totals == [1.0, 0.0]
-    page = str(take_group(group, NO_ROWS))
+    page = str(take_group(group, {}))
     assert "Take 2: not judged (http_500), left out" in page and "Take 0: reward 1.00" in page
 
 
@@ -142,9 +142,9 @@ def test_groups_are_the_first_and_the_last_with_differing_rewards(tmp_path):
     ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     notes = []
-    assert [(group.step, group.problem_id, len(group.takes)) for group in read_groups(path, notes)] == [(1, 6, 2), (2, 6, 2)]
+    assert [(group.step, group.row, len(group.takes)) for group in read_groups(path, notes)] == [(1, 6, 2), (2, 6, 2)]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines[:4]))
-    assert [group.problem_id for group in read_groups(path, notes)] == [6]
+    assert [group.row for group in read_groups(path, notes)] == [6]
     path.write_text(json.dumps(lines[0]) + "\n")
     assert read_groups(path, notes) == () and notes == []
 

@@ -15,11 +15,12 @@ from longtake.errors import ConfigError, MismatchError, NoSignalError, RowError
 from longtake.models import load_model
 from longtake.observe.lines import read_lines
 from longtake.stages import rl as stage
-from longtake.stages import training_run
+from longtake.stages import training_rows, training_run
 from longtake.stages.rl_update import shares
 from longtake.testing.samplers import bent_sampler, shifted
 from longtake.testing.training import assert_same_run, base_weights, largest_difference, last_weights, metrics_of
 from longtake.training.checkpoint import CheckpointStore
+from longtake.video.index import DigestIndex
 
 Make = Callable[..., RlConfig]
 TOWER = "model.visual."
@@ -239,7 +240,7 @@ def test_validation_counts_failed_rows_as_wrong(rl: Make, rows: Path, tmp_path: 
     config = rl(validation=validation)
     stage.run(config)
     assert [line.get("validation/accuracy") for line in metrics_of(config.out)] == [0.0, None, 0.0]
-    assert training_run.validation_items(config, training_run.DigestIndex(None))[0].kind == "RowError"
+    assert training_rows.validation_items(config, DigestIndex(None))[0].kind == "RowError"
 
 
 def test_damaged_videos_are_counted_and_never_replaced(rl: Make, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -14,6 +14,8 @@ from pydantic_core import PydanticUndefined
 
 from longtake.config.base import Section
 
+ITEM = "NAME"
+"""Stands in a key for the name of a table's item."""
 REQUIRED: Any = PydanticUndefined
 SCALARS: dict[Any, str] = {bool: "true | false", int: "int", float: "float", str: "text", Path: "path"}
 BOUNDS = (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"), ("min_length", "length >="))
@@ -31,11 +33,13 @@ class FieldDoc:
     doc: str
     constraint: str
     """`>= 1`, or empty."""
+    given: str = ""
+    """The start of the key that a user has named, which keeps its underscores: `data.sources.my_rows.`."""
 
     @property
     def option(self) -> str:
         """As on the command line: `--video.max-frames`."""
-        return "--" + self.key.replace("_", "-")
+        return "--" + self.given + self.key.removeprefix(self.given).replace("_", "-")
 
     @property
     def section(self) -> type[Section] | None:
@@ -48,21 +52,33 @@ class FieldDoc:
 
 
 def list_fields(kind: type[Section], prefix: str = "", owner: Section | None = None) -> Iterator[FieldDoc]:
-    """All fields in order of declaration, those of a section after it. `owner` is the default instance of the section, if it has one."""
+    """All fields in order of declaration, those of a section after it, those of a table of sections after it with ITEM for the name.
+
+    `owner` is the default instance of the section, if it has one.
+    """
     for name, field in kind.model_fields.items():
         default = field.default if owner is None else getattr(owner, name)
         found = FieldDoc(prefix + name, field.annotation, default, " ".join((field.description or "").split()), _constraint(field))
         yield found
         if found.section is not None:
             yield from list_fields(found.section, f"{found.key}.", default if isinstance(default, Section) else None)
+        if (items := items_of(field.annotation)) is not None:
+            yield from list_fields(items, f"{found.key}.{ITEM}.")
 
 
 def section_of(annotation: Any) -> type[Section] | None:
     """The section class of `X` or `X | None`; None for any other type."""
+    if get_origin(annotation) is dict:
+        return None
     for choice in get_args(annotation) or (annotation,):
         if isinstance(choice, type) and issubclass(choice, Section):
             return choice
     return None
+
+
+def items_of(annotation: Any) -> type[Section] | None:
+    """The section class of `dict[str, X]`; None for any other type."""
+    return section_of(annotation.__args__[1]) if container_of(annotation) is dict else None
 
 
 def container_of(annotation: Any) -> type | None:

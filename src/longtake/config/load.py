@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +18,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from longtake.config.base import Section
-from longtake.config.describe import REQUIRED, FieldDoc, container_of, list_fields, suggestion
+from longtake.config.describe import ITEM, REQUIRED, FieldDoc, container_of, items_of, list_fields, suggestion
 from longtake.errors import ConfigError
 
 META_KEY = "_meta"
@@ -83,10 +84,30 @@ def find_field(kind: type[Section], key: str) -> FieldDoc:
     if wanted in fields:
         return fields[wanted]
     for table_key, table in fields.items():
-        if wanted.startswith(f"{table_key}.") and container_of(table.annotation) is dict:
-            item = key[len(table_key) + 1 :]  # the name of an item keeps its dashes
+        if not wanted.startswith(f"{table_key}.") or container_of(table.annotation) is not dict:
+            continue
+        item = key[len(table_key) + 1 :]  # the name of an item keeps its dashes
+        name, dot, inner = item.partition(".")
+        if items_of(table.annotation) is None or not dot:
             return FieldDoc(f"{table_key}.{item}", dict_value_type(table.annotation), REQUIRED, "", "")
+        found = item_field(fields, f"{table_key}.{name}.{inner.replace('-', '_')}")
+        if found is not None:
+            return found
     raise unknown_field(f"option --{key}", wanted, list(fields), option=True)
+
+
+def item_field(fields: Mapping[str, FieldDoc], key: str) -> FieldDoc | None:
+    """The field that `key` names inside an item of a table of sections: `data.sources.kitchen.weight`, or `...kitchen.rewards.accuracy`."""
+    for table_key, table in fields.items():
+        if not key.startswith(f"{table_key}.") or items_of(table.annotation) is None:
+            continue
+        name, _, inner = key[len(table_key) + 1 :].partition(".")
+        given, general = f"{table_key}.{name}.", f"{table_key}.{ITEM}."
+        found = fields.get(general + inner)
+        if found is None and (owner := fields.get(f"{general}{inner.partition('.')[0]}")) and container_of(owner.annotation) is dict:
+            found = FieldDoc(general + inner, dict_value_type(owner.annotation), REQUIRED, "", "")
+        return None if found is None else replace(found, key=given + inner, given=given)
+    return None
 
 
 def set_override(kind: type[Section], values: dict[str, Any], key: str, text: str) -> str:
@@ -97,7 +118,7 @@ def set_override(kind: type[Section], values: dict[str, Any], key: str, text: st
     for depth, name in enumerate(names[:-1], 1):
         inner = table.get(name)
         if not isinstance(inner, dict):
-            default = fields[".".join(names[:depth])].default
+            default = fields[".".join(names[:depth])].default if ".".join(names[:depth]) in fields else None
             inner = dict(default) if isinstance(default, dict) else {}
         table[name] = table = dict(inner)
     table[names[-1]] = parse_text(field, text)
@@ -144,7 +165,11 @@ def _split(key: str, fields: Mapping[str, FieldDoc]) -> list[str]:
     """Names along the way; the name of a table's item may hold dots itself."""
     for table_key, table in fields.items():
         if key.startswith(f"{table_key}.") and container_of(table.annotation) is dict:
-            return [*table_key.split("."), key[len(table_key) + 1 :]]
+            item = key[len(table_key) + 1 :]
+            name, dot, inner = item.partition(".")
+            if (items := items_of(table.annotation)) is None or not dot:
+                return [*table_key.split("."), item]
+            return [*table_key.split("."), name, *_split(inner, {field.key: field for field in list_fields(items)})]
     return key.split(".")
 
 
@@ -165,8 +190,8 @@ def _problems(kind: type[Section], error: ValidationError, file: str | None, fro
         where = key if file is None else f"{file}: {key}"
         if any(key == option or key.startswith(f"{option}.") for option in from_options):
             where = f"--{key.replace('_', '-')}"
-        if detail["type"] == "missing" and key in fields:
-            problems += [_missing(field) for field in _required_under(fields, key)]
+        if detail["type"] == "missing" and (field := fields.get(key) or item_field(fields, key)) is not None:
+            problems += [_missing(one) for one in _required_under(fields, field)]
         elif detail["type"] == "extra_forbidden":
             problems.append(unknown_field(f"field {where}", key, list(fields), option=False))
         elif detail["type"] == "rule":
@@ -178,17 +203,20 @@ def _problems(kind: type[Section], error: ValidationError, file: str | None, fro
 
 def _enclosing(fields: Mapping[str, FieldDoc], key: str) -> FieldDoc | None:
     """The field of a key, which may point at an item inside it: `optimizer.betas.1`. None for the whole configuration."""
-    while key and key not in fields:
+    while key:
+        if (found := fields.get(key) or item_field(fields, key)) is not None:
+            return found
         key = key.rpartition(".")[0]
-    return fields.get(key)
+    return None
 
 
-def _required_under(fields: Mapping[str, FieldDoc], key: str) -> list[FieldDoc]:
-    """The field itself, or for a missing section the fields in it that have no default."""
-    if fields[key].section is None:
-        return [fields[key]]
-    inside = [field for name, field in fields.items() if name.startswith(f"{key}.") and field.section is None]
-    return [field for field in inside if field.default is REQUIRED]
+def _required_under(fields: Mapping[str, FieldDoc], field: FieldDoc) -> list[FieldDoc]:
+    """The field itself, or for a missing section the fields in it that have no default, the first one where all have some."""
+    if field.section is None:
+        return [field]
+    inside = [other for name, other in fields.items() if name.startswith(f"{field.key}.") and other.section is None]
+    inside = [other for other in inside if f".{ITEM}." not in other.key]
+    return [other for other in inside if other.default is REQUIRED] or inside[:1]
 
 
 def _missing(field: FieldDoc) -> ConfigError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -50,6 +50,15 @@ class PlanConfig(RlConfig):
     """Expected tokens of a take, for the seconds; memory is planned for rollout.max_new_tokens. None: that too for the seconds."""
     as_json: bool = False
     """Print the plan as JSON on stdout; on the command line `--json`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _mixture(cls, values: Any) -> Any:
+        """A mixture takes the place of the default rows."""
+        data = values.get("data") if isinstance(values, dict) else None
+        if isinstance(data, dict) and data.get("sources"):
+            return {**values, "data": {"rows": "none", **data}}
+        return values
 
     @model_validator(mode="after")
     def _check_plan(self) -> Self:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal, Self
 
@@ -146,15 +147,41 @@ class PromptConfig(Section):
 RowFormat = Literal["auto", "longvideo_reason", "video_r1", "llava_video"]
 
 
-class DataConfig(Section):
-    """Rows and where their videos live."""
+class SourceConfig(Section):
+    """One source of a mixture."""
 
     rows: Path
-    """JSON lines or Parquet file of rows."""
+    """JSON lines, JSON array or Parquet file of its rows."""
     format: RowFormat = "auto"
     """Whose fields the rows have; auto: those of the first row that has some."""
     root: Path | None = None
-    """Folder that every `videos` path must stay inside; None: the folder of the rows file."""
+    """Folder that every path of a video or image must stay inside; None: the folder of the rows file."""
+    weight: float = Field(default=1.0, gt=0, le=1e6)
+    """Share of the rows that training draws from it, relative to the weights of the others. Validation and evaluation take every row."""
+    rewards: dict[str, float] = Field(default={})
+    """Weights of the named rewards for its rows, in place of rewards.weights; empty: those."""
+    max_rows: int | None = Field(default=None, ge=1)
+    """Use only the first rows; None: all."""
+    categories: tuple[str, ...] = ()
+    """Use only these categories; empty: all."""
+    with_subtitles: bool | None = None
+    """Put the subtitle text in front of the question; None: as data.with_subtitles says."""
+
+
+SOURCE_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+class DataConfig(Section):
+    """Rows and where their videos live."""
+
+    rows: Path | None = None
+    """JSON lines, JSON array or Parquet file of rows. Either this or `sources`."""
+    sources: dict[str, SourceConfig] = Field(default={})
+    """A mixture: name -> a rows file with a weight, a root and rewards of its own."""
+    format: RowFormat = "auto"
+    """Whose fields the rows have; auto: those of the first row that has some."""
+    root: Path | None = None
+    """Folder that every path of a video or image must stay inside; None: the folder of the rows file."""
     max_rows: int | None = Field(default=None, ge=1)
     """Use only the first rows; None: all."""
     categories: tuple[str, ...] = ()
@@ -168,6 +195,33 @@ class DataConfig(Section):
     probed at the start; the order of the other rows stays."""
     max_failed_fraction: float = Field(default=0.1, ge=0, le=1)
     """Stop before training when more than this share of the rows cannot be used; below it they are skipped, counted and listed."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.rows is None) == (not self.sources):
+            given = "rows and sources are both set" if self.sources else "neither rows nor sources are set"
+            raise broken(given, "rows come from one file, or from the sources of a mixture", "set data.rows or data.sources.NAME.rows")
+        own = [name for name in ("format", "root", "max_rows", "categories") if self.sources and name in self.model_fields_set]
+        own = [name for name in own if getattr(self, name) != type(self).model_fields[name].default]
+        odd = [name for name in self.sources if not SOURCE_NAME.fullmatch(name)]
+        if own or odd:
+            given = ", ".join([*(f"{name} beside sources" for name in own), *(f"a source named {name[:80]!r}" for name in odd)])
+            rule = "each source has its own, and a name of letters, digits, _ and -"
+            raise broken(given, rule, "set them in data.sources.NAME, and rename what has other characters")
+        return self
+
+    @property
+    def parts(self) -> dict[str, SourceConfig]:
+        """The sources of a mixture, or the one file as a source without a name."""
+        if self.rows is None:
+            return dict(self.sources)
+        only = SourceConfig(rows=self.rows, format=self.format, root=self.root, max_rows=self.max_rows, categories=self.categories)
+        return {"": only}
+
+    @property
+    def files(self) -> str:
+        """All rows files, for messages."""
+        return " and ".join(str(part.rows) for part in self.parts.values())
 
 
 class OptimizerConfig(Section):

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from longtake.config.base import Section, broken, check_address
 from longtake.config.sections import (
+    BUILT_IN_REWARDS,
     AlgorithmConfig,
     CacheConfig,
     CheckpointConfig,
@@ -185,6 +186,7 @@ class RlConfig(TrainConfig):
             )
         if overlong is None and self.rewards.weights.get("overlong"):
             raise broken("rewards.weights.overlong", "needs algorithm.overlong", "set algorithm.overlong.cache_tokens")
+        self._check_sources()
         if self.model.train_vision and rollout.staleness > 0:
             raise broken(
                 f"rollout.staleness = {rollout.staleness} with model.train_vision",
@@ -200,6 +202,19 @@ class RlConfig(TrainConfig):
         if self.validation is not None and self.validation.patience is not None:
             raise broken("validation.patience", "is for SFT only", "set max_seconds or steps")
         return self
+
+    def _check_sources(self) -> None:
+        """Rewards of the sources of a mixture. Raises PydanticCustomError."""
+        known = (*BUILT_IN_REWARDS, *self.rewards.functions)
+        usable = [name for name in known if name != "overlong" or self.algorithm.overlong is not None]
+        for name, source in self.data.sources.items():
+            unknown = [reward for reward in source.rewards if reward not in usable]
+            if unknown or (source.rewards and not any(source.rewards.values())):
+                raise broken(
+                    f"data.sources.{name}.rewards of {list(source.rewards)}",
+                    f"each must be one of {usable}, and at least one weight must not be 0",
+                    "correct the names, or add the reward under rewards.functions (overlong: algorithm.overlong)",
+                )
 
 
 class EvaluateConfig(Section):

@@ -43,6 +43,8 @@ class Response:
     problem_id: int
     token_ids: Tensor
     """int64 [R], R = 0 allowed."""
+    source: str = ""
+    """What stands in the field of that name, where it is a text; it counts for a mixture."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +103,7 @@ def read_line(number: int, data: bytes, name: str, vocabulary: Vocabulary) -> Li
     except RowError as error:
         return Line(number, text, True, failure_of(error, None))
     try:
-        return Line(number, text, True, Response(problem_id, read_tokens(record, where, vocabulary)))
+        return Line(number, text, True, Response(problem_id, read_tokens(record, where, vocabulary), source_of(record)))
     except RowError as error:
         return Line(number, text, True, failure_of(error, problem_id))
 
@@ -150,6 +152,11 @@ def read_id(record: dict[str, Any], where: str) -> int:
         return id_field(record["problem_id"], where)
     except RowError as error:
         raise line_error(error.given, "", error.remedy) from error
+
+
+def source_of(record: dict[str, Any]) -> str:
+    source = record.get("source")
+    return source if isinstance(source, str) else ""
 
 
 def read_tokens(record: dict[str, Any], where: str, vocabulary: Vocabulary) -> Tensor:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from longtake.config.sections import DataConfig
 from longtake.data.asked import parse_answer, parse_options
 from longtake.data.row_files import write_rows
 from longtake.data.row_formats import read_rows
-from longtake.errors import PathError, RowError, VideoError
-from longtake.types import Example, Failure, MediaKind, Row, VideoRef
+from longtake.errors import LongtakeError, PathError, RowError, VideoError
+from longtake.types import Example, Failure, MediaKind, Row, RowName, VideoRef, row_name
 from longtake.video.index import DigestIndex
 from longtake.video.paths import resolve_inside
 from longtake.video.subtitles import read_srt
@@ -22,20 +24,72 @@ __all__ = ["check_failures", "check_row", "parse_options", "read_examples", "rea
 MAX_SHOWN_FAILURES = 5
 
 
-def read_examples(config: DataConfig, index: DigestIndex | None = None) -> list[Example | Failure]:
-    """The examples of a rows file in row order, a Failure standing wherever one cannot be used.
+class FromSource(Protocol):
+    """An example, a failure, or a row that may become one."""
 
-    First the categories are chosen, then the first `max_rows` of them. A failed row whose category cannot be read counts as every
-    category: it is never what makes a set look whole. `index` keeps the digests of videos (None: for this call only).
-    Raises RowError when the file as a whole cannot be used.
+    @property
+    def source(self) -> str: ...
+
+
+FromSourceT = TypeVar("FromSourceT", bound=FromSource)
+
+
+@dataclass(frozen=True)
+class SourcedRow:
+    """A row as it was read, and what the configuration says of where it comes from."""
+
+    item: Row | Failure
+    source: str
+    """Name of the source in a mixture; empty for the rows of one file."""
+    root: Path
+    with_subtitles: bool
+
+    @property
+    def name(self) -> RowName | None:
+        """None for a row without a readable problem_id."""
+        return None if self.item.problem_id is None else row_name(self.source, self.item.problem_id)
+
+    def failure(self, error: LongtakeError) -> Failure:
+        """The failure of this row."""
+        category = self.item.category if isinstance(self.item, Failure) else self.item.problem_type
+        stage = "video" if isinstance(error, VideoError) else "rows"
+        return Failure(self.item.problem_id, stage, type(error).__name__, str(error), category, self.source)
+
+
+def read_sourced(config: DataConfig) -> list[SourcedRow]:
+    """The rows of a file in their order, or those of the sources of a mixture, one source behind the other.
+
+    Of each file first the categories are chosen, then the first `max_rows` of them. A failed row whose category cannot be read counts
+    as every category: it is never what makes a set look whole. Raises RowError when a file as a whole cannot be used.
     """
-    root = config.rows.parent if config.root is None else config.root
-    items = [item for item in read_rows(config.rows, config.format) if chosen(item, config.categories)][: config.max_rows]
-    if not items:
-        given = f"{config.rows} has no row of category {', '.join(config.categories)}"
-        raise RowError(given, rule="at least one row is left", remedy="change data.categories")
+    found: list[SourcedRow] = []
+    for name, source in config.parts.items():
+        items = [item for item in read_rows(source.rows, source.format) if chosen(item, source.categories)][: source.max_rows]
+        if not items:
+            given = f"{source.rows} has no row of category {', '.join(source.categories)}"
+            remedy = f"change data.sources.{name}.categories" if name else "change data.categories"
+            raise RowError(given, rule="at least one row is left", remedy=remedy)
+        root = source.rows.parent if source.root is None else source.root
+        subtitles = config.with_subtitles if source.with_subtitles is None else source.with_subtitles
+        found += [SourcedRow(replace(item, source=name) if isinstance(item, Failure) else item, name, root, subtitles) for item in items]
+    return found
+
+
+def read_examples(config: DataConfig, index: DigestIndex | None = None) -> list[Example | Failure]:
+    """The examples of a rows file or a mixture in the order of `read_sourced`, a Failure standing wherever one cannot be used.
+
+    `index` keeps the digests of videos (None: for this call only). Raises RowError when a file as a whole cannot be used.
+    """
     videos = (DigestIndex(None) if index is None else index) if config.with_video else None
-    return [item if isinstance(item, Failure) else example_or_failure(item, root, videos, config.with_subtitles) for item in items]
+    return [example_or_failure(row, videos) for row in read_sourced(config)]
+
+
+def in_turn(items: Sequence[FromSourceT]) -> list[FromSourceT]:
+    """The first of each source, then the second of each, and so on: the beginning of a mixture that is read in part."""
+    by_source: dict[str, list[FromSourceT]] = {}
+    for item in items:
+        by_source.setdefault(item.source, []).append(item)
+    return [item for turn in zip_longest(*by_source.values()) for item in turn if item is not None]
 
 
 def chosen(item: Row | Failure, categories: Sequence[str]) -> bool:
@@ -43,12 +97,14 @@ def chosen(item: Row | Failure, categories: Sequence[str]) -> bool:
     return not categories or category in categories or (isinstance(item, Failure) and category == "unknown")
 
 
-def example_or_failure(row: Row, root: Path, index: DigestIndex | None, with_subtitles: bool) -> Example | Failure:
+def example_or_failure(row: SourcedRow, index: DigestIndex | None) -> Example | Failure:
+    """`check_row` on it; index None: asked blind."""
+    if isinstance(row.item, Failure):
+        return row.item
     try:
-        return check_row(row, root, index, with_subtitles=with_subtitles)
+        return replace(check_row(row.item, row.root, index, with_subtitles=row.with_subtitles), source=row.source)
     except (RowError, PathError, VideoError) as error:
-        stage = "video" if isinstance(error, VideoError) else "rows"
-        return Failure(row.problem_id, stage=stage, kind=type(error).__name__, message=str(error), category=row.problem_type)
+        return row.failure(error)
 
 
 def check_row(row: Row, root: Path, index: DigestIndex | None, *, with_subtitles: bool = False) -> Example:

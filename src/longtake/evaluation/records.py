@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from longtake.errors import RowError
+from longtake.types import RowName, row_name
 
 JUDGE_FAILED = "JudgeFailed"
 """Failure of a row whose answer the judge was asked about in vain."""
@@ -47,24 +48,31 @@ class AnswerRecord:
     """Of the judge: `yes`, `no`, `no call` (wrong without one), or the kind of the failure of its call; None: the rules decide."""
     rule_correct: bool | None = None
     """What the rules alone say, where the judge decides."""
+    source: str = ""
+    """Name of the row's source in a mixture."""
 
     @property
-    def key(self) -> tuple[int | None, int]:
+    def name(self) -> RowName | None:
+        """Of the row; None when it had no readable id."""
+        return None if self.problem_id is None else row_name(self.source, self.problem_id)
+
+    @property
+    def key(self) -> tuple[RowName | None, int]:
         """What identifies a record: never the video, which several questions share."""
-        return (self.problem_id, self.frames)
+        return (self.name, self.frames)
 
 
-def refuse_repeated(keys: Iterable[tuple[int | None, int]]) -> None:
-    """Each (problem id, frames) may occur once: a second one would be another row's answer under this row's name (RowError)."""
-    seen: set[tuple[int | None, int]] = set()
-    for problem_id, frames in keys:
-        if problem_id is not None and (problem_id, frames) in seen:
+def refuse_repeated(keys: Iterable[tuple[RowName | None, int]]) -> None:
+    """Each (name of a row, frames) may occur once: a second one would be another row's answer under this row's name (RowError)."""
+    seen: set[tuple[RowName | None, int]] = set()
+    for name, frames in keys:
+        if name is not None and (name, frames) in seen:
             raise RowError(
-                f"problem id {problem_id} occurs twice at {frames} frames",
+                f"problem id {name} occurs twice at {frames} frames",
                 rule="each row is answered once and keyed by its problem id",
                 remedy="give every row its own problem_id",
             )
-        seen.add((problem_id, frames))
+        seen.add((name, frames))
 
 
 def write_records(path: Path, records: Sequence[AnswerRecord]) -> None:

@@ -13,8 +13,9 @@ from longtake.errors import LongtakeError, PathError, VideoError
 from longtake.evaluation.letters import best_letter, letter_logprobs, option_tokens
 from longtake.evaluation.records import AnswerRecord, refuse_repeated
 from longtake.models.family import Model
+from longtake.observe.digest import digest_of
 from longtake.rollout.engine import Engine, RolloutRequest, SamplingParams
-from longtake.types import Example, Failure, Prompt, Take
+from longtake.types import Example, Failure, Prompt, RowName, Take
 
 Item = Example | Failure
 Asked = tuple[Example, Prompt]
@@ -43,7 +44,7 @@ def evaluate_examples(
     params = SamplingParams(num_takes=1, temperature=rollout.temperature, max_new_tokens=rollout.max_new_tokens, seed=seed, step=step)
 
     def answer(asked: Sequence[Asked]) -> list[AnswerRecord]:
-        requests = [RolloutRequest(key=example.problem_id, prompt=own) for example, own in asked]
+        requests = [RolloutRequest(key=request_key(example), prompt=own) for example, own in asked]
         takes = engine.generate(requests, params)
         return [judge(example, take, frames) for (example, _), (take,) in zip(asked, takes, strict=True)]
 
@@ -86,6 +87,11 @@ def ask_prompt(model: Model, source: VideoSource, example: Example, config: Prom
     return render_prompt(example, tokens, model, config)
 
 
+def request_key(example: Example) -> int:
+    """Chooses the random numbers of its answer: its problem_id, in a mixture with the source."""
+    return example.problem_id if not example.source else int(digest_of("evaluation key 1", example.name)[:15], 16)
+
+
 def judge(example: Example, take: Take, frames: int) -> AnswerRecord:
     """The record of one generated answer."""
     parsed = parse_response(take.text)
@@ -116,7 +122,7 @@ def _evaluate(
 ) -> list[AnswerRecord]:
     """`chunk` rows at a time, so that only their videos are in memory. Each answer takes the place of its own row."""
     items = without_borrowed_ids(items)
-    refuse_repeated((item.problem_id, frames) for item in items)  # now, and not after hours of decoding
+    refuse_repeated((item.name, frames) for item in items)  # now, and not after hours of decoding
     records: list[AnswerRecord] = []
     for start in range(0, len(items), chunk):
         outcomes = [_ask_or_fail(item, ask, frames) for item in items[start : start + chunk]]
@@ -130,12 +136,12 @@ def _evaluate(
 
 def without_borrowed_ids(items: Sequence[Item]) -> list[Item]:
     """A row that failed because its id is another row's keeps its place in the denominator, but not that id."""
-    own: set[int | None] = {item.problem_id for item in items if isinstance(item, Example)}
+    own: set[RowName | None] = {item.name for item in items if isinstance(item, Example)}
     kept: list[Item] = []
     for item in items:
-        borrowed = isinstance(item, Failure) and item.problem_id in own
+        borrowed = isinstance(item, Failure) and item.name in own
         kept.append(replace(item, problem_id=None) if isinstance(item, Failure) and borrowed else item)
-        own.add(item.problem_id)
+        own.add(item.name)
     return kept
 
 
@@ -164,6 +170,7 @@ def failure_record(failure: Failure, frames: int) -> AnswerRecord:
         failure=failure.kind,
         failure_stage=failure.stage,
         failure_message=failure.message,
+        source=failure.source,
     )
 
 
@@ -197,6 +204,7 @@ def _record(
         failure_stage=failure_stage,
         failure_message=failure_message,
         video=example.media_digest,
+        source=example.source,
     )
 
 

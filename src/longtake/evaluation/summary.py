@@ -62,6 +62,8 @@ class Summary(Share):
     frames: int
     """Frames of the headline: the largest number evaluated."""
     by_category: dict[str, Share]
+    by_source: dict[str, Share]
+    """Of a mixture; empty for the rows of one file."""
     by_frames: dict[str, Share]
     by_letter: dict[str, LetterShare]
     num_unread: int
@@ -122,6 +124,7 @@ def _headline(rows: Sequence[AnswerRecord], frames: int, by_frames: dict[str, Sh
         num_videos=len({row.video for row in rows if row.video is not None}),
         frames=frames,
         by_category={name: share(group) for name, group in sorted(_grouped(rows, lambda row: row.category).items())},
+        by_source={name: share(group) for name, group in _grouped(rows, lambda row: row.source).items() if name},
         by_frames=by_frames,
         by_letter=_by_letter(with_options),
         num_unread=sum(row.predicted is None for row in with_options),
@@ -204,7 +207,7 @@ def _by_problem(records: Sequence[AnswerRecord]) -> dict[int | str, bool]:
     nameless = [row for row in rows if row.problem_id is None]
     if any(map(is_right, nameless)):
         raise RowError("an answered row without problem id", rule="rows are paired by problem id", remedy="give every row its problem_id")
-    named: dict[int | str, bool] = {row.problem_id: is_right(row) for row in rows if row.problem_id is not None}
+    named: dict[int | str, bool] = {row.name: is_right(row) for row in rows if row.name is not None}
     return named | {f"unreadable {index}": False for index in range(len(nameless))}
 
 
@@ -217,7 +220,7 @@ def _grouped(rows: Sequence[AnswerRecord], key: Callable[[AnswerRecord], KeyT]) 
 
 def _refuse_uneven(by_frames: dict[int, list[AnswerRecord]]) -> None:
     """A row that left the denominator at one number of frames would make the curve over frames lie."""
-    counts = {frames: Counter(row.problem_id for row in rows) for frames, rows in by_frames.items()}
+    counts = {frames: Counter(row.name for row in rows) for frames, rows in by_frames.items()}
     if any(count != next(iter(counts.values())) for count in counts.values()):
         sizes = {frames: len(rows) for frames, rows in by_frames.items()}
         raise RowError(

@@ -33,6 +33,9 @@ class Metric:
 
 
 METRICS = (
+    Metric("accuracy/*", "mean", "accuracy on training rows, by source of a mixture"),
+    Metric("validation/accuracy/*", "mean", "accuracy on validation rows, by source of a mixture"),
+    Metric("count/groups_of_*", "sum", "groups by source of a mixture"),
     Metric("*/max", "max", "largest of something over tokens or takes"),
     Metric("*_max", "max", "largest of something over tokens or takes"),
     Metric("seconds/*", "max", "seconds of a phase: the slowest rank sets the pace", reproducible=False),
@@ -58,10 +61,9 @@ METRICS = (
     Metric("engine/*", "sum", "prompts, tokens, weight updates and bytes since this process started", reproducible=False),
     Metric("llm/*", "sum", "calls of language models since this process started: paid and kept, tokens, cost, retries", reproducible=False),
     Metric("plan/*", "mean", "layout of the updates, and predicted against measured seconds and bytes", reproducible=False),
-    Metric("accuracy/*", "mean", "accuracy on training rows"),
     Metric("validation/*", "mean", "accuracy, format rate and loss on the fixed validation rows"),
 )
-"""The first match counts."""
+"""The first match counts; a source of a mixture may have any name."""
 
 
 def metric_for(name: str) -> Metric:

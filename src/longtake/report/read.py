@@ -15,6 +15,7 @@ from typing import Any
 from longtake.errors import RowError
 from longtake.evaluation.records import AnswerRecord, read_records
 from longtake.evaluation.summary import PairedTest, paired_test, summarise
+from longtake.types import RowName, row_name
 
 STAGES = ("base", "sft", "sft_control", "rl")
 TRAININGS = ("sft", "sft_control", "rl", "sft_blind")
@@ -36,7 +37,8 @@ class TakeGroup:
     """The takes of one prompt in one step, as written in takes.jsonl."""
 
     step: int
-    problem_id: int | None
+    row: RowName | None
+    """The row's name; None where the log has none."""
     takes: tuple[dict[str, Any], ...]
 
     @property
@@ -199,14 +201,14 @@ def read_groups(path: Path, notes: list[str]) -> tuple[TakeGroup, ...]:
     last: TakeGroup | None = None
     for group in _groups(path, notes, max(0, size - MAX_TAKES_BYTES), size):
         last = group if group.is_mixed else last
-    return tuple({(group.step, group.problem_id): group for group in (first, last) if group is not None}.values())
+    return tuple({(group.step, group.row): group for group in (first, last) if group is not None}.values())
 
 
 def _groups(path: Path, notes: list[str], start: int, length: int) -> Iterator[TakeGroup]:
-    """Neighbouring lines with the same step and problem id."""
+    """Neighbouring lines with the same step and row."""
     takes: list[dict[str, Any]] = []
     for take in _json_lines(path, notes, start, length):
-        if takes and (take.get("step"), take.get("problem_id")) != (takes[0].get("step"), takes[0].get("problem_id")):
+        if takes and any(take.get(name) != takes[0].get(name) for name in ("step", "source", "problem_id")):
             yield _group(takes)
             takes = []
         takes.append(take)
@@ -215,8 +217,9 @@ def _groups(path: Path, notes: list[str], start: int, length: int) -> Iterator[T
 
 
 def _group(takes: list[dict[str, Any]]) -> TakeGroup:
-    problem_id = takes[0].get("problem_id")
-    return TakeGroup(int(number(takes[0].get("step")) or 0), problem_id if isinstance(problem_id, int) else None, tuple(takes))
+    problem_id, source = takes[0].get("problem_id"), takes[0].get("source")
+    row = row_name(source if isinstance(source, str) else "", problem_id) if isinstance(problem_id, int) else None
+    return TakeGroup(int(number(takes[0].get("step")) or 0), row, tuple(takes))
 
 
 def _json_lines(path: Path, notes: list[str], start: int = 0, length: int | None = None) -> Iterator[dict[str, Any]]:

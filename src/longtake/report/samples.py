@@ -15,7 +15,7 @@ from longtake.evaluation.summary import headline_rows, is_right
 from longtake.report.markup import Html, el, join, table
 from longtake.report.read import TITLES, Evaluation, Run, TakeGroup, Training, as_dict, number
 from longtake.report.strips import strips
-from longtake.types import Row
+from longtake.types import Row, RowName, row_name
 
 NUM_SAMPLES = 6
 MAX_TEXT_CHARS = 6000
@@ -24,40 +24,45 @@ Answers = dict[str, AnswerRecord]
 
 
 @dataclass(frozen=True)
-class RowSource:
-    """Rows by problem id and the folder that their videos are in."""
+class PlacedRow:
+    """A row and the folder that its videos are in."""
 
+    row: Row
     root: Path
-    rows: dict[int, Row]
 
 
-NO_ROWS = RowSource(Path(), {})
+Rows = dict[RowName, PlacedRow]
 
 
-def evaluation_rows(run: Run) -> RowSource:
+def evaluation_rows(run: Run) -> Rows:
     """The rows that were evaluated."""
     configs = [config for name, config in run.configs.items() if name.startswith("evaluation: ")]
-    return _row_source(run, configs[0] if configs else {}, "eval")
+    return _rows(run, configs[0] if configs else {}, "eval")
 
 
-def training_rows(training: Training, run: Run) -> RowSource:
+def training_rows(training: Training, run: Run) -> Rows:
     """The rows that a training saw."""
-    return _row_source(run, training.config or {}, "train")
+    return _rows(run, training.config or {}, "train")
 
 
-def _row_source(run: Run, config: dict[str, Any], split: str) -> RowSource:
+def _rows(run: Run, config: dict[str, Any], split: str) -> Rows:
     """The rows that a configuration names, else data/SPLIT/rows.jsonl of the run folder; without a file, a note says what is missing."""
     data = as_dict(config.get("data"))
-    path = find(run.folder, data.get("rows")) or run.folder / "data" / split / "rows.jsonl"
-    if not path.is_file():
-        run.notes.append(f"{path} is not there: questions are shown without text and frames.")
-        return NO_ROWS
-    try:
-        rows = [row for row in read_rows(path, named_format(data.get("format"))) if isinstance(row, Row)]
-    except RowError as error:
-        run.notes.append(f"Rows could not be read: {error}")
-        return NO_ROWS
-    return RowSource(find(run.folder, data.get("root")) or path.parent, {row.problem_id: row for row in rows})
+    sources = {name: as_dict(part) for name, part in as_dict(data.get("sources")).items()} or {"": data}
+    found: Rows = {}
+    for name, part in sources.items():
+        path = find(run.folder, part.get("rows")) or run.folder / "data" / split / "rows.jsonl"
+        if not path.is_file():
+            run.notes.append(f"{path} is not there: questions are shown without text and frames.")
+            continue
+        try:
+            rows = [row for row in read_rows(path, named_format(part.get("format"))) if isinstance(row, Row)]
+        except RowError as error:
+            run.notes.append(f"Rows could not be read: {error}")
+            continue
+        root = find(run.folder, part.get("root")) or path.parent
+        found |= {row_name(name, row.problem_id): PlacedRow(row, root) for row in rows}
+    return found
 
 
 def find(folder: Path, named: object) -> Path | None:
@@ -76,18 +81,18 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def by_problem(evaluations: Sequence[Evaluation]) -> dict[int, Answers]:
-    """Problem id -> stage -> record at the headline's number of frames."""
-    answers: dict[int, Answers] = {}
+def by_problem(evaluations: Sequence[Evaluation]) -> dict[RowName, Answers]:
+    """Name of a row -> stage -> record at the headline's number of frames."""
+    answers: dict[RowName, Answers] = {}
     for evaluation in evaluations:
         for record in headline_rows(evaluation.records):
-            if record.problem_id is not None:
-                answers.setdefault(record.problem_id, {})[evaluation.name] = record
+            if record.name is not None:
+                answers.setdefault(record.name, {})[evaluation.name] = record
     return answers
 
 
-def choose(answers: dict[int, Answers], last: str, before: str | None) -> list[tuple[int, str]]:
-    """Problem ids with the reason of each: two gained, one lost, two right, one wrong, as far as there are, then more right and wrong.
+def choose(answers: dict[RowName, Answers], last: str, before: str | None) -> list[tuple[RowName, str]]:
+    """Rows with the reason of each: two gained, one lost, two right, one wrong, as far as there are, then more right and wrong.
 
     No taste is involved: within a kind, the category shown least so far comes first, then the smallest problem id.
     """
@@ -109,31 +114,35 @@ def choose(answers: dict[int, Answers], last: str, before: str | None) -> list[t
         ("right", NUM_SAMPLES // 2, right),
         ("wrong", NUM_SAMPLES, wrong),
     ]
-    chosen: list[tuple[int, str]] = []
+    chosen: list[tuple[RowName, str]] = []
     shown: dict[str, int] = {}
     for reason, count, fits in kinds:
         for _ in range(count):
-            taken = {problem_id for problem_id, _ in chosen}
-            left = [problem_id for problem_id, own in answers.items() if problem_id not in taken and last in own and fits(own)]
+            taken = {name for name, _ in chosen}
+            left = [name for name, own in answers.items() if name not in taken and last in own and fits(own)]
             if not left:
                 break
-            best = min(left, key=lambda problem_id: (shown.get(answers[problem_id][last].category, 0), problem_id))
+            best = min(left, key=lambda name: (shown.get(answers[name][last].category, 0), *_rank(answers[name][last])))
             shown[answers[best][last].category] = shown.get(answers[best][last].category, 0) + 1
             chosen.append((best, reason))
     return chosen[:NUM_SAMPLES]
 
 
-def sample(problem_id: int, reason: str, own: Answers, source: RowSource) -> Html:
+def _rank(record: AnswerRecord) -> tuple[str, int]:
+    return record.source, record.problem_id or 0
+
+
+def sample(name: RowName, reason: str, own: Answers, rows: Rows) -> Html:
     """One question with its frames and what each stage made of it."""
-    row = source.rows.get(problem_id)
+    placed = rows.get(name)
     record = next(iter(own.values()))
-    head = el("header", el("h3", f"Question {problem_id}"), pill(record.category), pill(reason, "plain"))
+    head = el("header", el("h3", f"Question {name}"), pill(record.category), pill(reason, "plain"))
     question = (
-        _question(row.problem, record.answer)
-        if row is not None
+        _question(placed.row.problem, record.answer)
+        if placed is not None
         else el("p", "The text of this row is not in the run folder.", class_="note")
     )
-    frames = strips(source.root, row) if row is not None else None
+    frames = strips(placed.root, placed.row) if placed is not None else None
     return el("article", head, frames, question, join(_stage_answer(name, answer) for name, answer in own.items()), class_="card sample")
 
 
@@ -187,14 +196,14 @@ def response(text: str) -> Html:
     return el("pre", cut(text), class_="reasoning", dir="auto")
 
 
-def take_group(group: TakeGroup, source: RowSource) -> Html:
+def take_group(group: TakeGroup, rows: Rows) -> Html:
     """The takes of one prompt: what RL compares within a step."""
-    row = source.rows.get(group.problem_id) if group.problem_id is not None else None
-    head = el("header", el("h3", f"Step {group.step}, question {group.problem_id}"), pill(f"{len(group.takes)} takes", "plain"))
-    question = None if row is None else join([strips(source.root, row), _question(row.problem, _key(row))])
+    placed = rows.get(group.row) if group.row is not None else None
+    head = el("header", el("h3", f"Step {group.step}, question {group.row}"), pill(f"{len(group.takes)} takes", "plain"))
+    question = None if placed is None else join([strips(placed.root, placed.row), _question(placed.row.problem, _key(placed.row))])
     names = sorted({name for take in group.takes for name in _named(take)})
-    rows = [_take_row(index, take, names) for index, take in enumerate(group.takes)]
-    figures = table(("take", "reward", "advantage", *names, "tokens", "ended by", "largest |sampler - policy|"), rows)
+    lines = [_take_row(index, take, names) for index, take in enumerate(group.takes)]
+    figures = table(("take", "reward", "advantage", *names, "tokens", "ended by", "largest |sampler - policy|"), lines)
     texts = [
         el("details", el("summary", f"Take {index}: {_earned(take)}"), response(str(take.get("text", ""))))
         for index, take in enumerate(group.takes)

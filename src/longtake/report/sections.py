@@ -11,6 +11,7 @@ from longtake.report import plots
 from longtake.report.markup import Html, el, join, table
 from longtake.report.plots import Band, Bar, Series
 from longtake.report.read import PAIRS, TITLES, Evaluation, Run, Training, as_dict, number
+from longtake.types import RowName
 
 COLOURS = {
     "base": "grey",
@@ -181,6 +182,7 @@ def breakdowns(run: Run) -> Html:
     """By category, by number of frames, by answer letter."""
     stages = list(run.evaluations.values())
     parts = [_grouped(stages, "by_category", "Accuracy by category", "Whiskers: 95 % Wilson intervals."), _by_frames(stages)]
+    parts.append(_grouped(stages, "by_source", "Accuracy by source", "Whiskers: 95 % Wilson intervals."))
     parts += [_letter_accuracy(stages), _letter_shares(stages)]
     return el("div", join(parts), class_="panels two")
 
@@ -416,10 +418,10 @@ def failures(run: Run) -> Html:
     return join([told, el("div", body, listed, class_="panel"), el("h3", "Absent from this run folder", class_="absent"), absent])
 
 
-def _failure_examples(run: Run, most: int = 8) -> list[tuple[int | None, str | None]]:
+def _failure_examples(run: Run, most: int = 8) -> list[tuple[RowName | None, str | None]]:
     """The first failures, each once whatever the number of stages it befell."""
     failed = [record for own in run.evaluations.values() for record in own.records if record.failure is not None]
-    return list(dict.fromkeys((record.problem_id, record.failure_message) for record in failed))[:most]
+    return list(dict.fromkeys((record.name, record.failure_message) for record in failed))[:most]
 
 
 def _counts(value: object) -> dict[str, float]:

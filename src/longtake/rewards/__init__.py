@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,9 +42,15 @@ class Rewards:
     """
 
     def __init__(
-        self, config: RewardConfig, max_new_tokens: int, overlong: OverlongConfig | None = None, judge: Judge | None = None
+        self,
+        config: RewardConfig,
+        max_new_tokens: int,
+        overlong: OverlongConfig | None = None,
+        judge: Judge | None = None,
+        of_sources: Mapping[str, Mapping[str, float]] | None = None,
     ) -> None:
-        """`judge`: made from config.judge. Raises ConfigError (weights, lengths; names are checked by RewardConfig) or RewardError (a
+        """`judge`: made from config.judge. `of_sources`: weights for the rows of a source in place of config.weights, where there are any
+        (their names are checked by RlConfig). Raises ConfigError (weights, lengths; names are checked by RewardConfig) or RewardError (a
         function that cannot be loaded)."""
         check_config(config, max_new_tokens, overlong)
         if (config.judge is None) != (judge is None):
@@ -53,6 +59,7 @@ class Rewards:
         self.max_new_tokens, self.overlong, self.judge = max_new_tokens, overlong, judge
         default = {"overlong": 1.0} if overlong is not None else {}
         self.weights = default | config.weights
+        self.of_sources = {name: {**default, **weights} for name, weights in (of_sources or {}).items() if weights}
 
     def score(self, example: Example, takes: Sequence[Take]) -> RewardScores:
         """Rewards of the takes of one prompt. Raises RewardError when a user's function does not give a number."""
@@ -81,16 +88,16 @@ class Rewards:
         for name, function in self.functions.items():
             named[name] = [call_function(name, function, example, take.text) for take in takes]
         tensors = {name: torch.tensor(values, dtype=torch.float32) for name, values in named.items()}
-        total = self._total(tensors)
+        total = self._total(tensors, self.of_sources.get(example.source, self.weights))
         masked = self.overlong is not None and self.overlong.mask_truncated
         whole = torch.tensor([not (masked and take.finish_reason == "length") for take in takes], dtype=torch.bool)
         unjudged = tuple(verdict.kind if isinstance(verdict, JudgeFailure) else None for verdict in own)
         return RewardScores(tensors, total, whole & ~total.isnan(), unjudged)
 
-    def _total(self, named: dict[str, Tensor]) -> Tensor:
+    def _total(self, named: dict[str, Tensor], weights: Mapping[str, float]) -> Tensor:
         """The weighted sum, in float64, so that equal rewards have equal totals whatever the order of the names. What has no weight is
         left out, so that it need not be known either."""
-        parts = [self.weights[name] * values.double() for name, values in named.items() if self.weights.get(name, 0.0) != 0.0]
+        parts = [weights[name] * values.double() for name, values in named.items() if weights.get(name, 0.0) != 0.0]
         return torch.stack(parts).sum(0).float() if parts else torch.zeros_like(named["accuracy"])
 
 

@@ -13,7 +13,7 @@ from longtake.config.env import launch
 from longtake.config.sections import DataConfig
 from longtake.config.stages import EncodeConfig
 from longtake.data.embedding_cache import EmbeddingCache, digest_index
-from longtake.data.rows import check_failures, check_row, chosen, media_paths, media_ref, read_rows
+from longtake.data.rows import check_failures, check_row, in_turn, media_paths, media_ref, read_sourced
 from longtake.data.videos import VideoSource
 from longtake.errors import ConfigError, LongtakeError, PathError, PromptTooLongError, RowError, VideoError
 from longtake.models import load_model
@@ -87,17 +87,15 @@ def validation_rows(config: EncodeConfig) -> Iterator[list[Media] | Failure]:
 
 def rows_of(config: DataConfig, num_rows: int | None) -> Iterator[list[Media] | Failure]:
     """The media of each usable row, without reading a byte of any. Raises RowError as reading rows does."""
-    root = config.rows.parent if config.root is None else config.root
-    items = [item for item in read_rows(config.rows, config.format) if chosen(item, config.categories)][: config.max_rows][:num_rows]
-    for row in items:
-        if isinstance(row, Failure):
-            yield row
+    for row in in_turn(read_sourced(config))[:num_rows]:
+        if isinstance(row.item, Failure):
+            yield row.item
             continue
         try:
-            check_row(row, root, None)
-            yield media_paths(row, root) if config.with_video else []
+            check_row(row.item, row.root, None)
+            yield media_paths(row.item, row.root) if config.with_video else []
         except (RowError, PathError) as error:
-            yield Failure(row.problem_id, stage="rows", kind=type(error).__name__, message=str(error), category=row.problem_type)
+            yield row.failure(error)
 
 
 def digests(mine: dict[Media, int], index: DigestIndex, label: str, stop: StopFlag) -> dict[Media, VideoRef | VideoError]:

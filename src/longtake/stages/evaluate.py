@@ -148,7 +148,9 @@ def print_summary(name: str, summary: Summary, console: Console | None = None) -
     for column in ("", "accuracy", "95 % interval", "rows"):
         table.add_column(column, justify="left" if not column else "right")
     _add_share(table, "all", summary)
-    for title, parts in (("category", summary["by_category"]), ("frames", summary["by_frames"]), ("key", summary["by_letter"])):
+    parts_of = (("category", "by_category"), ("source", "by_source"), ("frames", "by_frames"), ("key", "by_letter"))
+    for title, name_of_parts in parts_of:
+        parts = summary[name_of_parts]  # type: ignore[literal-required]
         table.add_section()
         for part, share in parts.items():
             _add_share(table, f"{title} {part}", share)

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from longtake.config.plan import PlanConfig
 from longtake.config.sections import VideoConfig
 from longtake.data.render import TEMPLATE_TOKENS_OF_MEDIA, user_text
-from longtake.data.rows import check_row, chosen, read_rows
+from longtake.data.rows import SourcedRow, check_row, read_sourced
 from longtake.errors import LongtakeError, PathError, PromptTooLongError, RowError, VideoError
 from longtake.models.tiny import TINY_PATH
 from longtake.observe.progress import Progress
@@ -99,30 +99,29 @@ def hypothetical_video(config: PlanConfig, name: str) -> VideoInfo:
 
 def read_workload(config: PlanConfig) -> Workload:
     """Read the rows and probe each video and image once. Rows that cannot be used are counted. Raises RowError when none is left."""
-    root = config.data.rows.parent if config.data.root is None else config.data.root
-    items = [item for item in _rows(config) if chosen(item, config.data.categories)][: config.data.max_rows]
+    items = _rows(config)
     count, found = token_counter(config.model.path), Workload()
     look = Look(cache(lambda path: probe(path, config.video.limits)), cache(lambda path: probe_image(path, config.video.limits)))
     with Progress("probe", total=len(items), enabled=config.observe.progress) as progress:
         for item in items:
             try:
-                found.rows.append(_asked(item, config, root, count, look))
+                found.rows.append(_asked(item, config, count, look))
             except (RowError, PathError, VideoError) as error:
                 found.failures[type(error).__name__] += 1
             progress.advance()
     if not found.rows:
         kinds = ", ".join(f"{count} {kind}" for kind, count in found.failures.items())
         raise RowError(
-            f"no row of {config.data.rows} can be used ({kinds})",
+            f"no row of {config.data.files} can be used ({kinds})",
             rule="a plan is made for the rows' videos",
             remedy="check data.rows and data.root, or give --frames and --duration",
         )
     return found
 
 
-def _rows(config: PlanConfig) -> list[Row | Failure]:
+def _rows(config: PlanConfig) -> list[SourcedRow]:
     try:
-        return read_rows(config.data.rows, config.data.format)
+        return read_sourced(config.data)
     except RowError as error:
         without = "plan without rows, e.g. --frames 512 --duration 3600"
         raise RowError(error.given, rule=error.rule, remedy=f"{error.remedy}, or {without}") from error
@@ -140,11 +139,11 @@ class Look:
         return (*videos, *(self.image(resolve_inside(root, path)) for path in row.images))
 
 
-def _asked(item: Row | Failure, config: PlanConfig, root: Path, count: Callable[[str], int], look: Look) -> AskedRow:
-    if isinstance(item, Failure):
-        raise RowError(item.message, rule="rows are readable", remedy="mend the row")
-    example = check_row(item, root, None, with_subtitles=config.data.with_subtitles)
-    media = look.at(item, root) if config.data.with_video else ()
+def _asked(row: SourcedRow, config: PlanConfig, count: Callable[[str], int], look: Look) -> AskedRow:
+    if isinstance(row.item, Failure):
+        raise RowError(row.item.message, rule="rows are readable", remedy="mend the row")
+    example = check_row(row.item, row.root, None, with_subtitles=row.with_subtitles)
+    media = look.at(row.item, row.root) if config.data.with_video else ()
     text = user_text(example, config.prompt) + (config.prompt.system or "")
     return AskedRow(media, count(text) + TEMPLATE_TOKENS + TEMPLATE_TOKENS_OF_MEDIA * max(0, len(media) - 1))
 

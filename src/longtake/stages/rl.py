@@ -46,7 +46,8 @@ def run(config: RlConfig) -> None:
 def train(config: RlConfig, run: TrainingRun) -> None:
     """The loop."""
     reference = Reference(run.model) if config.algorithm.kl.coefficient > 0 else None  # of the starting weights: before any resume
-    rewards = Rewards(config.rewards, config.rollout.max_new_tokens, config.algorithm.overlong, run.judge)
+    of_sources = {name: source.rewards for name, source in config.data.sources.items()}
+    rewards = Rewards(config.rewards, config.rollout.max_new_tokens, config.algorithm.overlong, run.judge, of_sources)
     sampling, watch = Sampling(run, config, rewards), JudgeWatch(run)
     num_own = -(-config.prompts_per_step // run.team.world.size)  # prompts of a step that a process answers
     batches = Batches(config, run.team, run.model.device, run.model.dtype)
@@ -139,6 +140,7 @@ def take_record(group: Group, valid: Tensor, index: int) -> dict[str, Any]:
     take = group.takes[index]
     return {
         "problem_id": group.example.problem_id,
+        **({"source": group.example.source} if group.example.source else {}),
         "take": index,
         "text": take.text,
         "finish_reason": take.finish_reason,

@@ -172,6 +172,10 @@ def rollout_metrics(sampled: Sampled, estimates: Sequence[Tensor], weights_versi
         metrics |= known_mean("reward/kl_penalty", sampled.kl_penalty)
     for name in groups[0].rewards:
         metrics |= known_mean(f"reward/{name}", [group.rewards[name] for group in groups])
+    for source in sorted({group.example.source for group in groups} - {""}):
+        own = [group for group in groups if group.example.source == source]
+        metrics |= known_mean(f"accuracy/{source}", [group.rewards["accuracy"] for group in own])
+        metrics[f"count/groups_of_{source}"] = float(len(own))
     return metrics | {
         **known_mean("reward/total", [group.total_reward for group in groups]),
         "group/uniform": num_uniform / len(groups),

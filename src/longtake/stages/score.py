@@ -10,13 +10,14 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import torch
 
 from longtake.config.env import world_size
 from longtake.config.score import ScoreConfig
 from longtake.data.responses import Line, Response, Scored, Vocabulary, checked, read_responses, write_scored
-from longtake.data.rows import check_failures
+from longtake.data.rows import SourcedRow, check_failures
 from longtake.errors import ConfigError
 from longtake.models import load_model
 from longtake.models.family import Model
@@ -24,7 +25,7 @@ from longtake.observe.progress import Progress, say
 from longtake.observe.timing import Phases
 from longtake.stages.score_units import Prompts, Rows, Unit, batches, score_batch
 from longtake.stages.team import Team, joined
-from longtake.types import Failure, Row
+from longtake.types import Failure, RowName
 
 Outcome = Scored | Failure
 MAX_TOLD = 5
@@ -62,8 +63,8 @@ class Job:
     model: Model
     prompts: Prompts
     lines: list[Line]
-    rows: dict[int, Row]
-    """By problem_id, those that some response answers."""
+    rows: dict[int, SourcedRow]
+    """By the place of a response among all, the row that it answers."""
     failed: dict[int, Failure]
     """By their place among all, the responses of which it is known without any video that they cannot be scored."""
     phases: Phases = field(default_factory=Phases)
@@ -82,7 +83,8 @@ def check_launch(config: ScoreConfig) -> None:
 def check_out(config: ScoreConfig) -> None:
     if config.out.is_dir():
         raise ConfigError(f"out = {config.out} is a folder", rule="out is a file", remedy="name another")
-    given = [path for path in (config.responses, config.data.rows) if path.resolve() == config.out.resolve()]
+    read = (config.responses, *(part.rows for part in config.data.parts.values()))
+    given = [path for path in read if path.resolve() == config.out.resolve()]
     if given:
         raise ConfigError(f"out = {config.out} is read too", rule="nothing that was given is replaced", remedy="choose another out")
 
@@ -92,13 +94,13 @@ def prepare(config: ScoreConfig, team: Team) -> Job:
     model, phases = load_model(config.model.model_copy(update={"train_vision": False})), Phases()
     size = model.hf.get_input_embeddings().num_embeddings
     lines = read_responses(config.responses, Vocabulary(size, frozenset(model.banned_ids.tolist())))
-    rows, known, failed = Rows(config), dict[int, Row](), dict[int, Failure]()
+    rows, known, failed = Rows(config), dict[int, SourcedRow](), dict[int, Failure]()
     for place, line in enumerate(lines):
-        content = line.content if isinstance(line.content, Failure) else rows.find(line.content.problem_id)
+        content = line.content if isinstance(line.content, Failure) else rows.find(line.content)
         if isinstance(content, Failure):
             failed[place] = content
         else:
-            known[content.problem_id] = content
+            known[place] = content
     return Job(config, team, model, Prompts(config, model, team.mesh.sequence, phases), lines, known, failed, phases)
 
 
@@ -132,8 +134,8 @@ def score(job: Job, batch: Sequence[Unit]) -> dict[int, Outcome]:
 
 def units(job: Job, failed: dict[int, Failure]) -> Iterator[Unit]:
     """The work of this data rank, prompts made as they are wanted. Responses to a row that fails are put into `failed`."""
-    for problem_id, places in dealt(job):
-        prompt = job.prompts.prompt(job.rows[problem_id])
+    for row, places in dealt(job):
+        prompt = job.prompts.prompt(row)
         if isinstance(prompt, Failure):
             failed |= dict.fromkeys(places, prompt)
             continue
@@ -141,17 +143,14 @@ def units(job: Job, failed: dict[int, Failure]) -> Iterator[Unit]:
         yield from unit.rows() if job.config.layout == "naive" else [unit]
 
 
-def dealt(job: Job) -> list[tuple[int, list[int]]]:
-    """(problem_id, places of its responses) of this data rank; rows of one video behind each other."""
-    by_video: dict[str, dict[int, list[int]]] = {}
-    for place in range(len(job.lines)):
-        if place not in job.failed:
-            problem_id = response_at(job, place).problem_id
-            row = job.rows[problem_id]
-            first = next(iter((*row.videos, *row.images)), f"row {problem_id}")
-            by_video.setdefault(first, {}).setdefault(problem_id, []).append(place)
+def dealt(job: Job) -> list[tuple[SourcedRow, list[int]]]:
+    """(row, places of its responses) of this data rank; rows of one video behind each other."""
+    by_video: dict[tuple[Path, str], dict[RowName | None, list[int]]] = {}
+    for place, row in sorted(job.rows.items()):
+        named = () if isinstance(row.item, Failure) else (*row.item.videos, *row.item.images)
+        by_video.setdefault((row.root, next(iter(named), f"row {row.name}")), {}).setdefault(row.name, []).append(place)
     mine = list(by_video.values())[job.team.mesh.data_rank :: job.team.mesh.num_data]
-    return [group for groups in mine for group in groups.items()]
+    return [(job.rows[places[0]], places) for rows in mine for places in rows.values()]
 
 
 def response_at(job: Job, place: int) -> Response:

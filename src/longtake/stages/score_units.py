@@ -13,8 +13,8 @@ from torch import Tensor
 from longtake.config.score import ScoreConfig
 from longtake.data.embedding_cache import EmbeddingCache, digest_index
 from longtake.data.render import render_prompt
-from longtake.data.responses import Scored, failure_of
-from longtake.data.rows import chosen, example_or_failure, read_rows
+from longtake.data.responses import Response, Scored, failure_of
+from longtake.data.rows import SourcedRow, example_or_failure, read_sourced
 from longtake.data.videos import VideoSource
 from longtake.errors import MismatchError, PathError, PromptTooLongError, RowError, VideoError
 from longtake.models.family import Model
@@ -23,34 +23,45 @@ from longtake.parallel.collectives import gather_texts
 from longtake.parallel.mesh import Axis, SequenceMesh
 from longtake.parallel.packed import pack_rows
 from longtake.training.packed_policy import ScoredTakes, packed_logprobs, score_groups
-from longtake.types import Example, Failure, Prompt, Row
+from longtake.types import Example, Failure, Prompt, RowName, row_name
 
 T = TypeVar("T", Example, Prompt)
 
 
 class Rows:
-    """The rows that responses may answer, by problem_id. Nothing is read of a video until its prompt is wanted."""
+    """The rows that responses may answer, by name. Nothing is read of a video until its prompt is wanted."""
 
     def __init__(self, config: ScoreConfig) -> None:
-        rows = read_rows(config.data.rows, config.data.format)
-        items = [item for item in rows if chosen(item, config.data.categories)][: config.data.max_rows]
-        self._name = config.data.rows.name
-        self._rows: dict[int, Row | Failure] = {}
-        for item in items:
+        self._files = {name: part.rows.name for name, part in config.data.parts.items()}
+        self._rows: dict[RowName, SourcedRow] = {}
+        for row in read_sourced(config.data):
             # A failure wins: of two rows with one id nobody knows which was answered.
-            if item.problem_id is not None and not isinstance(self._rows.get(item.problem_id), Failure):
-                self._rows[item.problem_id] = item
+            if row.name is not None and not (row.name in self._rows and isinstance(self._rows[row.name].item, Failure)):
+                self._rows[row.name] = row
 
-    def find(self, problem_id: int) -> Row | Failure:
-        """The row as it stands in the file; a Failure for one that cannot be read or is not there."""
-        if problem_id in self._rows:
-            return self._rows[problem_id]
-        error = RowError(
-            f"problem_id {problem_id} is in no row of {self._name}",
-            rule="a response answers one of the rows that data.categories and data.max_rows leave",
-            remedy="correct the problem_id, or give the rows that were answered in data.rows",
-        )
-        return failure_of(error, problem_id)
+    def name(self, response: Response) -> RowName:
+        """Of the row that it answers. Without a mixture its field `source`, if it has one, is none of ours."""
+        return row_name("" if "" in self._files else response.source, response.problem_id)
+
+    def find(self, response: Response) -> SourcedRow | Failure:
+        """The row as it stands in its file; a Failure for one that cannot be read or is not there."""
+        found = self._rows.get(self.name(response))
+        if found is not None:
+            return found.item if isinstance(found.item, Failure) else found
+        file = self._files.get("", self._files.get(response.source))
+        if file is not None:
+            error = RowError(
+                f"problem_id {response.problem_id} is in no row of {file}",
+                rule="a response answers one of the rows that data.categories and data.max_rows leave",
+                remedy="correct the problem_id, or give the rows that were answered in data.rows",
+            )
+        else:
+            error = RowError(
+                f"source {response.source!r}" if response.source else f"problem_id {response.problem_id} without a source",
+                rule=f"a response to a mixture names one of its sources: {', '.join(self._files)}",
+                remedy="write its field source, or give the one file that was answered in data.rows",
+            )
+        return failure_of(error, response.problem_id)
 
 
 class Prompts:
@@ -62,9 +73,10 @@ class Prompts:
         self.index = digest_index(config.cache, None, config.video.limits.max_bytes)
         self._source = VideoSource(model, config.video, phases, EmbeddingCache(config.cache), axis=axis)
 
-    def prompt(self, row: Row) -> Prompt | Failure:
+    def prompt(self, row: SourcedRow) -> Prompt | Failure:
         """The same on every rank."""
-        example = agreed(self._example(row), lambda example: " ".join(ref.digest for ref in example.media), row, self._axis)
+        own = example_or_failure(row, self.index if self._config.data.with_video else None)
+        example = agreed(own, lambda example: " ".join(ref.digest for ref in example.media), row, self._axis)
         if isinstance(example, Failure):
             return example
         if example.media:
@@ -75,11 +87,6 @@ class Prompts:
         """Let go of the videos of prompts that were scored; the cache keeps what it has room for."""
         self._source.release()
 
-    def _example(self, row: Row) -> Example | Failure:
-        data = self._config.data
-        root = data.rows.parent if data.root is None else data.root
-        return example_or_failure(row, root, self.index if data.with_video else None, data.with_subtitles)
-
     def _render(self, example: Example) -> Prompt | Failure:
         try:
             tokens = [self._source.tokens(ref) for ref in example.media]
@@ -88,7 +95,7 @@ class Prompts:
             return failure_of(error, example.problem_id, "video" if isinstance(error, VideoError) else "prompt")
 
 
-def agreed(own: T | Failure, digest: Callable[[T], str], row: Row, axis: Axis) -> T | Failure:
+def agreed(own: T | Failure, digest: Callable[[T], str], row: SourcedRow, axis: Axis) -> T | Failure:
     """`own` where every rank of the axis found the same, else a Failure on all of them."""
     told = [json.loads(text) for text in gather_texts(json.dumps(asdict(own) if isinstance(own, Failure) else digest(own)), axis)]
     failures = [one for one in told if isinstance(one, dict)]
@@ -97,11 +104,11 @@ def agreed(own: T | Failure, digest: Callable[[T], str], row: Row, axis: Axis) -
     if len(set(told)) == 1:
         return own
     error = MismatchError(
-        f"problem {row.problem_id}: its video or prompt is not the same in all processes",
+        f"problem {row.name}: its video or prompt is not the same in all processes",
         rule="processes that share a sequence read the same rows, videos and weights with the same libraries",
         remedy="compare the files, and the versions of PyAV and transformers, on all machines",
     )
-    return failure_of(error, row.problem_id, "prompt")
+    return failure_of(error, row.item.problem_id, "prompt")
 
 
 @dataclass(frozen=True, eq=False)

@@ -33,7 +33,7 @@ def share_evaluation(
         return answer(items)
     items = without_borrowed_ids(items)
     refuse_other_items(team, items)
-    refuse_repeated((item.problem_id, 0) for item in items)
+    refuse_repeated((item.name, 0) for item in items)
     everything = shares(items, team.world.size // ranks_together)
     own = everything[team.rank // ranks_together]
     with _Told(team) as by_rank:
@@ -68,7 +68,7 @@ class _Told(AbstractContextManager["_Records"]):
 
 def refuse_other_items(team: Team, items: Sequence[Item]) -> None:
     """Raises RowError when the ranks have read different rows: records would be put in other rows' places."""
-    own = digest_of(*((str(item.problem_id), isinstance(item, Example)) for item in items))
+    own = digest_of(*((str(item.name), isinstance(item, Example)) for item in items))
     if len(set(team.tell(own))) > 1:
         raise RowError(
             "the ranks have read different rows",

@@ -25,12 +25,10 @@ import torch
 
 from longtake.config.load import dump_config
 from longtake.config.meta import run_meta
-from longtake.config.sections import PromptConfig, RolloutConfig
+from longtake.config.sections import RolloutConfig
 from longtake.config.stages import RlConfig, SftConfig
 from longtake.data.embedding_cache import EmbeddingCache, digest_index
-from longtake.data.order import positions
-from longtake.data.render import render_prompt, response_text, user_text
-from longtake.data.rows import check_failures, read_examples
+from longtake.data.render import render_prompt
 from longtake.data.videos import VideoSource
 from longtake.errors import CheckpointError, LongtakeError, OtherRankFailedError, PathError, PromptTooLongError, RowError, VideoError
 from longtake.evaluation.judged import judge_records
@@ -45,7 +43,6 @@ from longtake.observe.metrics import MetricsLog
 from longtake.observe.progress import Progress, say
 from longtake.observe.signals import StopFlag
 from longtake.observe.timing import Phases, memory_metrics
-from longtake.parallel.balance import longest_first
 from longtake.parallel.collectives import reduce_metrics
 from longtake.parallel.fsdp import gathered, shard_model
 from longtake.parallel.gradients import sum_gradients
@@ -54,13 +51,13 @@ from longtake.rollout.engine import Engine
 from longtake.rollout.transformers_engine import TransformersEngine
 from longtake.stages.shared_evaluation import share_evaluation
 from longtake.stages.team import Nowhere, RollCall, Team
+from longtake.stages.training_rows import longest_rows, media_of, order_of, read_training_rows, validation_items
 from longtake.training.checkpoint import CheckpointStore
 from longtake.training.optimizer import Optimizer, build_optimizer
 from longtake.training.reference import Reference
 from longtake.training.shard_loading import fill
 from longtake.training.trainable import choose_trainable, parameter_counts
-from longtake.types import Example, Failure, Prompt, VideoRef
-from longtake.video.index import DigestIndex
+from longtake.types import Example, Failure, Prompt, RowName
 
 VALIDATION_MAY_RAISE = (LongtakeError, OSError, MemoryError, RuntimeError)
 """RuntimeError: what torch raises, out of memory included. Anything else is a fault of ours and is told, after the step is saved."""
@@ -125,6 +122,7 @@ class TrainingRun:
             prefetch_bytes=config.cache.prefetch_bytes,
         )
         num_first = config.prompts_per_step if isinstance(config, RlConfig) else config.batch_size
+        self.order = order_of(config, self.examples)
         self.front = longest_rows(team, self.model, self.source, self.examples, num_first) if config.data.longest_first else ()
         self.validation_source = VideoSource(self.model, config.video, Phases(), cache)
         self.engine: Engine = TransformersEngine(self.model, config.validation.max_rows if config.validation else 1)
@@ -135,8 +133,8 @@ class TrainingRun:
         self.saved_step = -1
         self.seconds_before = 0.0
         self.steps_without_signal = 0
-        self.failed_in_use: set[int] = set()
-        """Problem ids of rows that were read but could not be asked: a video that does not decode, a prompt that is too long."""
+        self.failed_in_use: set[RowName] = set()
+        """Rows that were read but could not be asked: a video that does not decode, a prompt that is too long."""
         self.resumed = False
         self.best = Best()
 
@@ -170,7 +168,7 @@ class TrainingRun:
     def _refuse_other_runs(self) -> None:
         """A rank that does not see the folder, or sees other rows or videos, would make another run of it."""
         videos = digest_of(*([ref.digest for ref in example.media] for example in self.examples))
-        validation = digest_of(*(str(item.problem_id) for item in self.validation))
+        validation = digest_of(*(str(item.name) for item in self.validation))
         told = self.team.tell([self.step, self.resumed, self._rows_digest(), videos, validation])
         if any(one != told[0] for one in told):
             raise CheckpointError(
@@ -206,13 +204,13 @@ class TrainingRun:
         """The data position counts rows: among other rows it means nothing."""
         if rows != self._rows_digest():
             raise CheckpointError(
-                f"the usable rows of {self.config.data.rows} are not those that this run was started with",
+                f"the usable rows of {self.config.data.files} are not those that this run was started with",
                 rule="a resumed run is the same experiment",
                 remedy="restore rows and videos (a video that went missing or came back counts), or start anew in another `out`",
             )
 
     def _rows_digest(self) -> str:
-        return digest_of(*((example.problem_id, example.question, example.answer) for example in self.examples))
+        return digest_of(*((example.name, example.question, example.answer) for example in self.examples))
 
     @property
     def validation_examples(self) -> list[Example]:
@@ -278,7 +276,7 @@ class TrainingRun:
             try:
                 tokens = [self.source.tokens(ref) for ref in example.media]
                 asked.append(Asked(place, example, render_prompt(example, tokens, self.model, self.config.prompt)))
-                self.failed_in_use.discard(example.problem_id)
+                self.failed_in_use.discard(example.name)
             except (VideoError, PathError, PromptTooLongError) as error:
                 failures[type(error).__name__] += 1
                 self._note_failed(example, error)
@@ -289,12 +287,12 @@ class TrainingRun:
         return asked, failures
 
     def _rows_at(self, position: int, count: int) -> list[int]:
-        return positions(position, count, len(self.examples), self.config.seed, self.front)
+        return self.order(position, count, self.front)
 
     def _note_failed(self, example: Example, error: LongtakeError) -> None:
-        if example.problem_id not in self.failed_in_use:
-            say(f"row {example.problem_id} cannot be used: {error}", style="yellow")
-        self.failed_in_use.add(example.problem_id)
+        if example.name not in self.failed_in_use:
+            say(f"row {example.name} cannot be used: {error}", style="yellow")
+        self.failed_in_use.add(example.name)
 
     def _refuse_too_many(self) -> None:
         total, failed = len(self.examples) + len(self.failures), len(self.failures) + len(self.failed_in_use)
@@ -367,7 +365,7 @@ class TrainingRun:
             "best": vars(self.best),
             "seconds": self.seconds,
             "steps_without_signal": self.steps_without_signal,
-            "failed_in_use": sorted(self.failed_in_use),
+            "failed_in_use": sorted(self.failed_in_use, key=str),
             "rows": self._rows_digest(),
             "front": list(self.front),
         }
@@ -414,6 +412,7 @@ class TrainingRun:
         return {
             "validation/failed": 0.0,
             "validation/accuracy": summary["accuracy"],
+            **{f"validation/accuracy/{name}": share["accuracy"] for name, share in summary["by_source"].items()},
             "validation/format": summary["format_rate"] or 0.0,
             "validation/response_tokens": summary["response_tokens"]["mean"],
             **({"validation/not_judged": float(summary["failures"].get(JUDGE_FAILED, 0))} if self.judge is not None else {}),
@@ -449,48 +448,3 @@ class _EndOfStep(AbstractContextManager[dict[str, float]]):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.log_and_save(self.metrics if error is None else self.metrics | {"validation/failed": 1.0}, error)
-
-
-def read_training_rows(config: SftConfig | RlConfig, index: DigestIndex) -> tuple[list[Example], list[Failure]]:
-    """Usable rows in their order, and the failures, each said aloud once. Raises RowError when too many failed or none is left."""
-    items = read_examples(config.data, index)
-    if isinstance(config, SftConfig):
-        items = [teachable(item) for item in items]
-    check_failures(items, config.data.max_failed_fraction)
-    failures = [item for item in items if isinstance(item, Failure)]
-    for failure in failures:
-        say(f"skipped row {failure.problem_id}: {failure.message}", style="yellow")
-    return [item for item in items if isinstance(item, Example)], failures
-
-
-def media_of(examples: Sequence[Example]) -> list[VideoRef]:
-    """All that these rows show, each once."""
-    return list(dict.fromkeys(ref for example in examples for ref in example.media))
-
-
-def longest_rows(team: Team, model: Model, source: VideoSource, examples: Sequence[Example], count: int) -> tuple[int, ...]:
-    """Indices of the `count` rows with the most tokens of media, subtitles and question; each rank probes its share of the videos."""
-    refs = list(enumerate(media_of(examples)))
-    told = team.tell({number: source.num_tokens(ref) for number, ref in refs[team.rank :: team.world.size]})
-    tokens = {refs[int(number)][1]: num for one in told for number, num in one.items()}
-    of_video = [sum(tokens[ref] for ref in example.media) for example in examples]
-    sizes = [num + len(model.text_ids(user_text(example, PromptConfig()))) for num, example in zip(of_video, examples, strict=True)]
-    return tuple(longest_first(sizes)[:count])
-
-
-def teachable(item: Example | Failure) -> Example | Failure:
-    """A row whose response cannot be written down is a Failure now, and not in the middle of training."""
-    if isinstance(item, Failure):
-        return item
-    try:
-        response_text(item)
-    except RowError as error:
-        return Failure(item.problem_id, stage="rows", kind=type(error).__name__, message=str(error), category=item.category)
-    return item
-
-
-def validation_items(config: SftConfig | RlConfig, index: DigestIndex) -> list[Example | Failure]:
-    """The first rows of the validation set; a row that fails to read stays, as a wrong answer."""
-    if config.validation is None:
-        return []
-    return read_examples(config.validation.data, index)[: config.validation.num_rows]

@@ -24,7 +24,8 @@ from longtake.testing.llm_server import LlmServer, Reply, said
 NUM = 60
 CONCURRENCY = 8
 PROGRAM = f"""
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background inherits it ignored
 from pathlib import Path
 from longtake.testing.llm_calls import asked, caption_call, endpoint
 calls = [caption_call(f"clip {{number}}") for number in range({NUM})]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from longtake.config.curate import CurateConfig
+from longtake.config.curate import CHECKS, CurateConfig
 from longtake.config.stages import WorldConfig
 from longtake.curation.outputs import read_stage
 from longtake.data.rows import read_rows
@@ -29,8 +29,8 @@ from longtake.world.write import write_world
 pytest.importorskip("vllm")
 pytestmark = [pytest.mark.long]
 
-CONTENT = ("options", "answer", "ranges", "question", "language", "duplicate", "deliberation", "captions", "letters")
 VOTES = ("supported", "watched", "blind")
+CONTENT = tuple(name for name in CHECKS if name not in (*VOTES, "quota"))
 
 
 def _config(folder: Path, out: str, url: str, *off: str) -> dict:
@@ -77,7 +77,7 @@ def test_the_whole_pipeline_with_a_real_server(tmp_path: Path):
         assert _published(_run(_config(tmp_path, "content_off", url, *CONTENT, *VOTES))) == rows
         assert sum(_paid(out).values()) == before  # the second run asked nothing
 
-        voted = _run(_config(tmp_path, "voted", url, *CONTENT, "quota", "duplicate"))
+        voted = _run(_config(tmp_path, "voted", url, *CONTENT) | {"until": "check"})
         made = {finding.check for row in (read_stage(voted, "check") or drafts).kept for finding in row.findings}
         made |= {drop.reason for drop in (read_stage(voted, "check") or drafts).dropped}
         assert made & {*VOTES, "votes_failed"}

@@ -54,7 +54,7 @@ COMMANDS_SHOWN = [(page, arguments) for page in OURS for arguments in fenced_com
 
 def test_there_is_something_to_check():
     assert len(COMMANDS_SHOWN) > 20
-    assert names(TOMLS) == ["docs/examples/curate.toml", "docs/examples/evaluate.toml", "docs/examples/rl.toml", "docs/examples/sft.toml"]
+    assert [path.stem for path in TOMLS] == ["curate", "evaluate", "mixture", "rl", "sft"]
 
 
 @pytest.mark.parametrize("path", TOMLS, ids=names(TOMLS))
@@ -63,8 +63,8 @@ def test_the_examples_load(path: Path):
         curation = load_config(CurateConfig, path)
         assert not curation.out.is_absolute() and not curation.videos.is_absolute()
         return
-    config = load_config(KINDS[path.stem], path)
-    assert not config.out.is_absolute() and not config.data.rows.is_absolute()
+    config = load_config(KINDS.get(path.stem, RlConfig), path)
+    assert not config.out.is_absolute() and not any(part.rows.is_absolute() for part in config.data.parts.values())
 
 
 def test_the_examples_hand_on_to_each_other():
@@ -123,7 +123,7 @@ def test_fields_and_paths_named_in_the_text_exist(page: Path):
     dotted = {name for name in re.findall(r"`([a-z_]+(?:\.[a-z_]+)+)`", text) if name.partition(".")[0] in sections}
     assert dotted <= fields, dotted - fields
     options = {name.replace("-", "_") for name in re.findall(r"`--([a-z_-]+(?:\.[a-z_-]+)+)", text)}
-    assert {name for name in options if not name.startswith("rewards.weights.")} <= fields
+    assert {name for name in options if not name.startswith(("rewards.weights.", "data.sources."))} <= fields
     files = re.findall(r"`((?:src|docs|dev|examples|tests)/[\w./-]+)`", text)
     assert [file for file in files if not (ROOT / file).exists()] == []
 
@@ -147,7 +147,7 @@ def test_rows_shown_are_rows(page: Path):
         parse_row(json.loads(line), page.name) for body in blocks(page.read_text(encoding="utf-8"), "json") for line in body.splitlines()
     ]
     kinds = [parse_answer(row.answer, parse_options(row.problem, page.name), page.name)[1] for row in rows]
-    assert kinds == {"README.md": ["letter"], "data.md": ["letter", "number"]}.get(page.name, [])
+    assert kinds == {"README.md": ["letter"], "data.md": ["letter", "number", "letter"]}.get(page.name, [])
 
 
 def test_the_reward_of_the_example(monkeypatch):

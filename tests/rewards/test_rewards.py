@@ -1,6 +1,7 @@
 """Named rewards by hand, user functions with their failures, DAPO's overlong punishment."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,16 @@ def test_accuracy_and_format_with_the_default_weights() -> None:
     torch.testing.assert_close(scores.total, torch.tensor([1.0, 0.1, 0.9, 0.0]), atol=0, rtol=1e-7)
     assert scores.valid.tolist() == [True] * 4
     assert set(scores.named) == {"accuracy", "format"}
+
+
+def test_a_source_has_weights_of_its_own() -> None:
+    """Those of the run for a source without any; overlong weighs 1 unless it is given a weight."""
+    takes = [take(TEXTS[0], num_tokens=100), take(TEXTS[1], num_tokens=10)]
+    of_sources = {"a": {"format": 2.0}, "b": {}, "c": {"accuracy": 1.0, "overlong": 0.0}}
+    rewards = Rewards(RewardConfig(), 100, OverlongConfig(cache_tokens=20), of_sources=of_sources)
+    totals = {source: rewards.score(replace(EXAMPLE, source=source), takes).total.tolist() for source in ("", "a", "b", "c", "d")}
+    run = pytest.approx([0.9 + 0.1 - 1.0, 0.1])
+    assert totals == {"": run, "a": pytest.approx([2.0 - 1.0, 2.0]), "b": run, "c": [1.0, 0.0], "d": run}
 
 
 def test_equal_takes_have_equal_totals() -> None:

@@ -187,7 +187,7 @@ class DataConfig(Section):
     categories: tuple[str, ...] = ()
     """Use only these categories; empty: all."""
     with_video: bool = True
-    """False: questions are asked blind (the no-video baseline)."""
+    """False: questions are asked blind, without videos and images (the no-video baseline)."""
     with_subtitles: bool = False
     """Put the subtitle text in front of the question."""
     longest_first: bool = False

@@ -1,8 +1,9 @@
 """The order of the data: a permutation per epoch, keyed by (seed, epoch) and never by rank, so that the data position is ONE integer.
 
 A mixture: position p belongs to the source whose share of a circle the point (offset + p * STEP) mod 2^64 falls into. The step is the
-golden ratio, whose points lie as evenly as any: every stretch of positions has each source's share of them, within three rows. How many
-positions before p belong to a source is a sum that needs no loop over them: that is the place in the source's own epochs.
+golden ratio, whose points lie as evenly as any: every stretch of positions has each source's share of them, within a few rows (of a
+thousand: three). How many positions before p belong to a source is a sum that needs no loop over them: that is the place in the source's
+own epochs.
 """
 
 from __future__ import annotations

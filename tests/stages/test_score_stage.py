@@ -26,7 +26,7 @@ from longtake.config.sections import ModelConfig
 from longtake.config.stages import RlConfig
 from longtake.data.render import render_prompt
 from longtake.data.responses import Response, Scored, Vocabulary, checked, read_line, read_responses
-from longtake.data.rows import read_examples
+from longtake.data.rows import SourcedRow, read_examples
 from longtake.data.videos import VideoSource
 from longtake.models import load_model
 from longtake.observe.timing import Phases
@@ -339,7 +339,7 @@ def test_a_damaged_video_fails_its_responses_alone(score: Make, rows: Path, tmp_
 
 def disagree() -> tuple[str, str]:
     """What rank 1 alone fails with, and what both say of prompts that differ."""
-    row = Row(3, "?", "text", "plot", "", (), "<answer>1</answer>")
+    row = SourcedRow(Row(3, "?", "text", "plot", "", (), "<answer>1</answer>"), "", Path(), False)
     with start_world(torch.device("cpu"), timeout_s=60) as world:
         own = Prompt(torch.ones(1), torch.ones(3, 1), (), 1, f"digest {world.rank}")
         failed = Failure(3, "video", "VideoMissingError", "gone") if world.rank else replace(own, digest="same")

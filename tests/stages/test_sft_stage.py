@@ -100,7 +100,7 @@ def rigged(monkeypatch: pytest.MonkeyPatch, accuracies: list[float | BaseExcepti
         outcome = next(outcomes)
         if isinstance(outcome, BaseException):
             raise outcome
-        return {"accuracy": outcome, "format_rate": 0.0, "response_tokens": {"mean": 1.0}}
+        return {"accuracy": outcome, "by_source": {}, "format_rate": 0.0, "response_tokens": {"mean": 1.0}}
 
     monkeypatch.setattr(training_run, "summarise", summarise)
 

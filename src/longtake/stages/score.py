@@ -190,7 +190,7 @@ def summary(job: Job, outcomes: Sequence[Outcome], seconds: float) -> str:
     ring, ulysses = job.config.degrees
     phases = ", ".join(f"{name} {spent:.1f}" for name, spent in job.phases.seconds.items())
     return (
-        f"score: {len(outcomes)} responses to {len(job.rows)} rows: {len(scored)} scored, "
+        f"score: {len(outcomes)} responses to {len({row.name for row in job.rows.values()})} rows: {len(scored)} scored, "
         f"{sum(len(one.logprobs) for one in scored)} tokens; {kinds.total()} failed{f' ({told})' if told else ''}; "
         f"{job.config.layout} on {job.team.world.size} processes, sp {ring * ulysses} (ring {ring} x Ulysses {ulysses}); "
         f"{seconds:.1f} s{f' ({phases})' if phases else ''}: {job.config.out}"

@@ -97,7 +97,7 @@ def test_the_whole_product(model_folder, mesh):
         Case(shapes=shapes, dtype=dtype, room=room, checkpointing=number % 3 != 0, train_vision=number % 2 == 0)
         for number, (shapes, dtype, room) in enumerate(in_parts)
     ]
-    assert len(cases) == 80 + 20
+    assert len(cases) == 96 + 24
     assert_same(model_folder, mesh, cases, timeout_s=2000)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,7 +19,7 @@ from longtake.config.env import one_thread
 from longtake.config.stages import WorldConfig
 from longtake.config.world_serve import LieRates
 from longtake.curation.outputs import read_stage
-from longtake.errors import BudgetError, CurationError
+from longtake.errors import BudgetError, ConfigError, CurationError
 from longtake.stages import curate
 from longtake.testing.curations import answers_in, asked_again, asked_oracle, checked, curate_values, misbehaving, outputs_of
 from longtake.testing.llm_server import LlmServer, refused
@@ -124,6 +126,61 @@ def test_the_budget_ends_a_run_and_a_higher_one_goes_on(world: Path, tmp_path: P
         curate.run(checked(values))
         assert not asked_again(server.requests)
     assert outputs_of(tmp_path) == undisturbed
+
+
+def test_videos_inside_the_data_set_are_refused_since_publishing_would_remove_them(world: Path, tmp_path: Path):
+    own = tmp_path / "out" / "dataset" / "videos"
+    shutil.copytree(world / "videos", own)
+    before = sorted(path.name for path in own.iterdir())
+    with pytest.raises(ConfigError, match="publishing replaces the data set"):
+        curate.run(checked(curate_values(world, tmp_path / "out", "http://127.0.0.1:1/v1") | {"videos": str(own)}))
+    assert sorted(path.name for path in own.iterdir()) == before
+
+
+def test_what_somebody_put_into_the_data_set_is_not_removed(world: Path, tmp_path: Path):
+    with asked_oracle(world) as server:
+        config = checked(curate_values(world, tmp_path, server.url))
+        curate.run(config)
+        mine = tmp_path / "dataset" / "videos" / "precious.mp4"
+        mine.write_text("mine")
+        with pytest.raises(CurationError, match=r"1 files that no earlier run wrote, such as videos/precious\.mp4"):
+            curate.run(config)
+        assert mine.read_text() == "mine"
+        mine.unlink()
+        curate.run(config)
+
+
+def test_the_run_may_be_in_the_folder_of_the_videos(world: Path, tmp_path: Path):
+    """Its own data set is not taken for more videos."""
+    shutil.copytree(world / "videos", tmp_path / "both")
+    with asked_oracle(world) as server:
+        config = checked(curate_values(world, tmp_path / "both", server.url) | {"videos": str(tmp_path / "both")})
+        curate.run(config)
+        once = outputs_of(tmp_path / "both")
+        curate.run(config)
+    assert outputs_of(tmp_path / "both") == once
+    assert len((read_stage(tmp_path / "both", "ingest") or pytest.fail("no ingest")).kept) == 4
+
+
+def test_what_every_request_carries_is_part_of_what_answers_are_kept_under(world: Path, tmp_path: Path):
+    with asked_oracle(world) as server:
+        values = curate_values(world, tmp_path, server.url) | {"until": "caption"}
+        curate.run(checked(values))
+        num_asked = len(server.requests)
+        curate.run(checked(values | {"vlm": values["vlm"] | {"extra_body": {"reasoning_effort": "high"}}}))
+        assert len(server.requests) == 2 * num_asked > 20
+
+
+def test_sigterm_ends_a_run_whose_server_does_not_even_name_its_model(world: Path, tmp_path: Path):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        values = curate_values(world, tmp_path / "out", f"http://127.0.0.1:{silent.getsockname()[1]}/v1")
+        process = _started(values | {"vlm": values["vlm"] | {"timeout_s": 300.0}}, tmp_path)
+        silent.settimeout(60)
+        connection, _ = silent.accept()  # it asks, and hears nothing
+        with connection:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 143
+    assert "stopped: every answer that was paid is kept" in (tmp_path / "told.txt").read_text()
 
 
 def test_a_folder_without_a_usable_video_is_told(tmp_path: Path):

@@ -176,7 +176,11 @@ def test_publishing_again_replaces_everything(world: World, rows: tuple[PlacedRo
     folder = published(world, rows, tmp_path, prompts={"caption": "What is seen?"}, drops=[drop])
     assert [one["reason"] for one in lines(folder / "drops.jsonl")] == ["blind"]
     assert (folder / "prompts" / "caption.txt").read_text() == "What is seen?"
-    (folder / "stray.txt").write_text("of somebody")
+    stray = folder / "stray.txt"
+    stray.write_text("of somebody")
+    with pytest.raises(CurationError, match=r"1 files that no earlier run wrote, such as stray\.txt"):
+        published(world, rows, tmp_path)
+    stray.unlink()
     again = published(world, tuple(one for one in rows if one.split == "rl"), tmp_path)
     assert again == folder
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", "card.json", "drops.jsonl", "rl.jsonl", "rl.parquet", "videos"]

@@ -123,6 +123,12 @@ def test_one_bad_question_costs_its_row_alone():
     ]
 
 
+def test_the_same_question_given_twice_in_one_answer_is_one_row():
+    outcome, _ = drafted({"questions": [GOOD, GOOD, GOOD | {"answer": "C"}]})
+    assert [draft.answer for draft in outcome.kept] == ["cave", "street"]
+    assert [drop.reason for drop in outcome.dropped] == ["repeated"]
+
+
 def test_a_failed_call_costs_the_category_of_the_video():
     failure = CallFailure("http_400", "the prompt has 40000 tokens, the model 32768", tries=1)
     outcome, _ = drafted(failure)

@@ -271,8 +271,8 @@ def test_a_short_run_from_video_files_to_rl_steps(example, model, checkpoint_fol
 def test_the_reward_rises(example, tmp_path, capsys):
     """The run that the README shows, for longer, from the shipped tiny model.
 
-    A step has 48 takes of 6 questions, so that a mean of 5 steps is known to 0.05 only: its 18 steps gave + 0.25 on one processor and + 0.085
-    on another, with the same code. Means of 12 steps are known to 0.03.
+    A step has 48 takes of 6 questions, so means of 5 steps are noisy: its own 18 steps gave + 0.25 on one processor and + 0.085 on another,
+    with the same code. So means of 12 steps, far apart.
     """
     example.main(["--out", str(tmp_path), "--rl-steps", "48"])
     rewards = [float(line.split()[3]) for line in capsys.readouterr().out.splitlines() if line.startswith("rl")]

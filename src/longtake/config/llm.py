@@ -57,6 +57,7 @@ class BudgetConfig(Section):
     """What the calls of a run may cost, all its servers and machines together, calls of interrupted runs included."""
 
     max_tokens: int | None = Field(default=None, ge=1)
-    """Most tokens, of questions and answers together; None: no limit. The run stops before it passes it, and goes on with a higher one."""
+    """Most tokens, of questions and answers together; None: no limit. The run stops before it passes it, and goes on with a higher one.
+    Machines at work at the same time learn of each other's spending every 10 s: together they may pass it by what is spent in that time."""
     max_cost: float | None = Field(default=None, gt=0)
     """Most money, in the currency of the endpoints' prices; None: no limit."""

@@ -71,6 +71,12 @@ def write_lines(path: Path, values: Iterable[dict[str, Any]]) -> None:
     _beside(path).replace(path)
 
 
+def forget_stages(folder: Path) -> None:
+    """Remove the outputs of a former run: what they hold is made again from the state folder."""
+    for path in (path for stage in KINDS for path in stage_files(folder, stage)):
+        path.unlink(missing_ok=True)
+
+
 def read_records(path: Path, kind: type[RecordT]) -> Iterator[RecordT]:
     """The records of a file in order. Raises CurationError."""
     with path.open(encoding="utf-8") as file:

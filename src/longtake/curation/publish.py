@@ -8,6 +8,7 @@ and takes the place of an earlier one as a whole.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from longtake.curation.card import FIGURES, CardFacts, card_figures, write_card
+from longtake.curation.card import FIGURES, PROMPTS, README, CardFacts, card_figures, write_card
 from longtake.curation.outputs import write_lines
 from longtake.curation.published import published_example, published_row
 from longtake.curation.records import PlacedRow, SourceVideo, to_json
@@ -195,6 +196,22 @@ def _refuse_foreign(target: Path) -> None:
             rule="publishing replaces the whole folder",
             remedy="move it away",
         )
+    if strangers := _strangers(target):
+        raise CurationError(
+            f"{target} holds {len(strangers)} files that no earlier run wrote, such as {strangers[0]}",
+            rule="publishing replaces the whole folder",
+            remedy="move them away",
+        )
+
+
+def _strangers(target: Path) -> list[str]:
+    """Files of a data set, by their path in it, that its own publishing did not put there."""
+    ours = {README, FIGURES, DROPS, *(f"{split}.{kind}" for split in SPLITS for kind in ("jsonl", "parquet"))}
+    for path in (target / f"{split}.jsonl" for split in SPLITS):
+        if path.is_file():
+            ours |= {json.loads(line)["videos"] for line in path.open(encoding="utf-8")}
+    files = (path.relative_to(target).as_posix() for path in sorted(target.rglob("*")) if not path.is_dir() or path.is_symlink())
+    return [name for name in files if name not in ours and not (name.startswith(f"{PROMPTS}/") and name.endswith(".txt"))]
 
 
 def _replace(target: Path, partial: Path) -> None:

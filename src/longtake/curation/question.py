@@ -46,8 +46,22 @@ async def draft_questions(
     if isinstance(answer, CallFailure):
         told = f"{count} {_named_kind(kind)} of category {category}: {answer.message}"
         return Outcome(dropped=(Drop("question", answer.kind, told, video.video, category=category),))
-    made = [_draft(video, category, item) for item in answer.value["questions"]]
+    made = without_repeats([_draft(video, category, item) for item in answer.value["questions"]])
     return Outcome(tuple(one for one in made if isinstance(one, Draft)), tuple(one for one in made if isinstance(one, Drop)))
+
+
+def without_repeats(made: Sequence[Draft | Drop]) -> list[Draft | Drop]:
+    """The same question word for word a second time, which some models do not stop giving, is a drop: two rows cannot share a key."""
+    keys: set[str] = set()
+    found: list[Draft | Drop] = []
+    for one in made:
+        if isinstance(one, Draft) and one.key in keys:
+            found.append(Drop("question", "repeated", f"given twice in one answer: {one.question}", one.video, category=one.category))
+            continue
+        if isinstance(one, Draft):
+            keys.add(one.key)
+        found.append(one)
+    return found
 
 
 def question_call(

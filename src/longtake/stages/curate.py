@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -14,11 +15,11 @@ from longtake.config.env import num_cores
 from longtake.config.load import dump_config
 from longtake.config.meta import run_meta
 from longtake.curation.ingest import Origin, deduplicate, inspect, inspect_held_out, list_files, read_origins
-from longtake.curation.outputs import write_stage
+from longtake.curation.outputs import forget_stages, write_stage
 from longtake.curation.pipeline import Tools, curate_videos, is_mine, reaches, sorted_out
 from longtake.curation.prompts import Prompts
 from longtake.curation.records import Outcome, SourceVideo
-from longtake.errors import CurationError
+from longtake.errors import ConfigError, CurationError
 from longtake.llm.client import Budget, LlmClient
 from longtake.observe.keyed_lines import KeyedLines
 from longtake.observe.progress import Progress, say
@@ -51,7 +52,8 @@ def run(config: CurateConfig) -> None:
     after Ctrl-C or SIGTERM. Nothing that was paid is lost by any of them.
     """
     prompts = Prompts(config.prompts)
-    files, ignored = list_files(config.videos, config.ingest, skip=(config.out,))
+    refuse_own_videos(config)
+    files, ignored = list_files(config.videos, config.ingest, skip=(config.out, *own_folders(config.out)))
     if config.dry_run:
         print_estimate(config, prompts, files)
         return
@@ -63,6 +65,7 @@ def run(config: CurateConfig) -> None:
     say(f"curate: {len(mine)} of {len(files)} videos, {ignored} other files ignored")
     with StopFlag() as stop, opened_state(config) as state:
         folder.mkdir(parents=True, exist_ok=True)
+        forget_stages(folder)  # else a run that breaks off would leave the outputs of two
         (folder / "config.json").write_text(dump_config(config, run_meta() | {"stage": "curate"}), encoding="utf-8")
         videos = ingest(config, mine, origins, state, stop)
         write_stage(folder, "ingest", videos)
@@ -70,13 +73,38 @@ def run(config: CurateConfig) -> None:
             raise nothing_left(config, videos)
         if reaches(config.until, "segment"):
             asyncio.run(through_models(config, prompts, videos.kept, state, folder, stop))
+        leave_if_asked(stop, state.folder)
         if reaches(config.until, "difficulty"):
-            rate(config, folder, state.made, state.digests)
+            rate(config, folder, state.made, state.digests, lambda: leave_if_asked(stop, state.folder))
+        leave_if_asked(stop, state.folder)
         if config.num_shards == 1 and reaches(config.until, "split"):
             split_and_publish(config, prompts, folder, state.answers, state.digests)
     print_stages(folder, [stage for stage in STAGES if reaches(config.until, stage)])
     if config.num_shards > 1:
         say(f"curate: part {config.shard} is done; when all are, the same command without --shard puts them together")
+
+
+def own_folders(out: Path) -> tuple[Path, ...]:
+    """What a run writes in its folder: no videos are looked for there, also where the folder is that of the videos."""
+    return tuple(out / name for name in ("dataset", ".dataset.partial", ".dataset.old", "shards", "state"))
+
+
+def refuse_own_videos(config: CurateConfig) -> None:
+    """Raises ConfigError for videos inside what publishing replaces: they would be removed."""
+    videos = config.videos.resolve()
+    for folder in own_folders(config.out):
+        if videos.is_relative_to(folder.resolve()):
+            raise ConfigError(
+                f"videos = {config.videos} lies in {folder}, which this run writes",
+                rule="publishing replaces the data set of the run before, videos and all",
+                remedy="give the folder that the videos came from, or another `out`",
+            )
+
+
+def leave_if_asked(stop: StopFlag, kept_in: Path) -> None:
+    """Raises StopRequested after a signal."""
+    if stop.requested:
+        stop.leave(f"every answer that was paid is kept in {kept_in}; the same command goes on")
 
 
 @contextmanager
@@ -86,7 +114,7 @@ def opened_state(config: CurateConfig) -> Iterator[State]:
     with ExitStack() as opened:
         answers = opened.enter_context(KeyedLines(folder / "answers", writer))
         made = opened.enter_context(KeyedLines(folder / "made", writer))
-        index = DigestIndex(folder / f"digests-{writer}.json", max_bytes=config.ingest.limits.max_bytes)
+        index = DigestIndex(folder / "digests.json", max_bytes=config.ingest.limits.max_bytes)
         opened.callback(index.save)
         yield State(folder, answers, made, index)
 
@@ -96,8 +124,7 @@ def ingest(config: CurateConfig, files: Sequence[str], origins: Mapping[str, Ori
     found = []
     with Progress("ingest", len(files)) as progress:
         for relative in files:
-            if stop.requested:
-                stop.leave(f"what was measured is kept in {state.folder}; the same command goes on")
+            leave_if_asked(stop, state.folder)
             found.append(inspect(config.videos, relative, config.ingest, state.digests, state.made, origins))
             progress.advance()
     looked_at = sorted_out(found)
@@ -118,9 +145,12 @@ async def through_models(
         with suppress(TimeoutError):
             await asyncio.wait_for(asyncio.gather(vlm.drain(), reasoner.drain()), GRACE_S)
 
-    async with vlm, reasoner:
-        captioner = await vlm.model_name() if reaches(config.until, "caption") else ""
+    async def all_stages(done: Callable[[], None]) -> None:
+        captioner = await served_by(vlm) if reaches(config.until, "caption") else ""
         tools = Tools(config, prompts, state.made, vlm.ask, reasoner.ask, captioner, asyncio.Semaphore(num_cores()))
+        await curate_videos(videos, tools, folder, done, drain)
+
+    async with vlm, reasoner:
         with Progress("curate", len(videos)) as progress:
 
             def done() -> None:
@@ -128,7 +158,7 @@ async def through_models(
                 spent.add(reasoner.summary().total())
                 progress.advance(1, calls=spent.calls, paid=spent.paid, cost=spent.cost)
 
-            await until_stopped(stop, curate_videos(videos, tools, folder, done, drain), drain, state.folder)
+            await until_stopped(stop, all_stages(done), drain, state.folder)
     for name, client in (("vlm", vlm), ("reasoner", reasoner)):
         total = client.summary().total()
         if total.failed:
@@ -145,8 +175,14 @@ async def until_stopped(stop: StopFlag, work: Coroutine[Any, Any, None], drain: 
             task.cancel()
         await asyncio.wait({task}, timeout=LOOK_AGAIN_S)
     if task.cancelled():
-        stop.leave(f"every answer that was paid is kept in {kept_in}; the same command goes on")
+        leave_if_asked(stop, kept_in)
     task.result()
+
+
+async def served_by(client: LlmClient) -> str:
+    """What answers are kept under besides their questions: the model's name, and what every request carries. Raises LlmError."""
+    carried = json.dumps(client.config.extra_body, sort_keys=True) if client.config.extra_body else ""
+    return f"{await client.model_name()} {carried}".rstrip()
 
 
 def nothing_left(config: CurateConfig, videos: Outcome[SourceVideo]) -> CurationError:

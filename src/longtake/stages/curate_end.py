@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from longtake.config.curate import STAGES, CurateConfig
@@ -20,8 +21,8 @@ from longtake.observe.progress import Progress, say
 from longtake.video.index import DigestIndex
 
 
-def rate(config: CurateConfig, folder: Path, store: KeyedLines, index: DigestIndex) -> None:
-    """`difficulty`: from the rows that `check` left."""
+def rate(config: CurateConfig, folder: Path, store: KeyedLines, index: DigestIndex, leave: Callable[[], None]) -> None:
+    """`difficulty`: from the rows that `check` left. `leave` is called after each batch of answers is kept; it may raise."""
     checked = read_stage(folder, "check")
     assert checked is not None, "`check` comes before"
     drafts = [row.draft for row in checked.kept]
@@ -29,6 +30,11 @@ def rate(config: CurateConfig, folder: Path, store: KeyedLines, index: DigestInd
         write_stage(folder, "difficulty", unrated(drafts))
         return
     with Progress("difficulty", len(drafts)) as progress:
+
+        def advance(count: int) -> None:
+            progress.advance(count)
+            leave()
+
         rated = rate_rows(
             drafts,
             config.videos,
@@ -38,7 +44,7 @@ def rate(config: CurateConfig, folder: Path, store: KeyedLines, index: DigestInd
             out=config.out,
             shard=config.shard_index,
             index=index,
-            advance=progress.advance,
+            advance=advance,
         )
     write_stage(folder, "difficulty", rated)
 

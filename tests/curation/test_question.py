@@ -103,7 +103,7 @@ def test_every_category_has_its_prompts(category: str, kind: str):
 def test_open_ended_questions_have_no_options():
     answer = {**GOOD, "answer": " in  the cave "}
     answer.pop("options")
-    outcome, (call,) = drafted({"questions": [answer, answer]}, kind="open", count=2)
+    outcome, (call,) = drafted({"questions": [answer, {**answer, "question": "Where next?"}]}, kind="open", count=2)
     assert [draft.options for draft in outcome.kept] == [(), ()] and outcome.kept[0].answer == "in the cave"
     assert outcome.kept[0].letter is None
     with pytest.raises(jsonschema.ValidationError):

@@ -23,8 +23,8 @@ from longtake.config.curate import CurateConfig
 from longtake.config.stages import WorldConfig
 from longtake.curation.card import CardFacts
 from longtake.curation.check import finish, structure, wording
-from longtake.curation.difficulty import unrated
 from longtake.curation.publish import publish
+from longtake.curation.readable import unrated
 from longtake.curation.records import CheckedRow, Draft, Outcome, SourceVideo, TimeRange, named
 from longtake.curation.split import split_rows
 from longtake.observe.digest import digest_of

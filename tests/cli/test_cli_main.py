@@ -237,3 +237,8 @@ def test_help_and_mistakes_do_not_load_torch() -> None:
         "print([name for name in ('torch', 'transformers', 'numpy', 'av') if name in sys.modules])"
     )
     assert run_python("-c", code).stdout.splitlines()[-1] == "[]"
+
+
+def test_curation_does_not_load_torch_before_a_policy_is_asked() -> None:
+    code = "import sys, longtake.stages.curate; print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    assert run_python("-c", code).stdout.splitlines()[-1] == "[]"

@@ -15,8 +15,9 @@ from longtake.answers import is_correct, parse_response
 from longtake.config.curate import DifficultyConfig
 from longtake.curation import answering, difficulty
 from longtake.curation.answering import Answers, Question, Refused
-from longtake.curation.difficulty import rate_rows, unrated
+from longtake.curation.difficulty import rate_rows
 from longtake.curation.published import published_row
+from longtake.curation.readable import unrated
 from longtake.curation.records import Draft, Outcome, RatedRow, named
 from longtake.data.render import render_prompt
 from longtake.data.rows import check_row

@@ -11,7 +11,8 @@ from transformers import AutoProcessor
 
 from longtake.answers import parse_response
 from longtake.config.sections import PromptConfig
-from longtake.data.render import render_prompt, response_ids, response_text
+from longtake.data.render import render_prompt, response_ids
+from longtake.data.texts import response_text
 from longtake.errors import PromptTooLongError, RowError
 from longtake.testing.models import random_tiny
 from longtake.types import Example, Frames, Option, Sampling

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from longtake.llm.limits import MAX_RETRY_AFTER_S, Limits, Pace, backoff, retry_after
+from longtake.llm.limits import MAX_RETRY_AFTER_S, Limits, Pace, Slots, backoff, retry_after
 
 NOW_S = 1_790_000_000.0
 """2026-09-21 14:13:20 GMT."""
@@ -117,3 +117,61 @@ def test_backoff_is_doubled_up_to_a_minute_with_half_of_it_by_chance() -> None:
 )
 def test_retry_after(headers: dict[str, str], seconds: float | None) -> None:
     assert retry_after(headers, NOW_S) == (None if seconds is None else pytest.approx(seconds))
+
+
+def order_of(turns: list[int], num_slots: int, broken_off: tuple[int, ...] = ()) -> list[int]:
+    """Who had a place, by its number in `turns`, in order; `broken_off` are cancelled while they wait or at the moment they may go."""
+
+    async def run() -> list[int]:
+        slots, went = Slots(num_slots), []
+
+        async def one(number: int) -> None:
+            async with slots.taken(turns[number]):
+                went.append(number)
+                if number == 0:
+                    for other in broken_off:
+                        tasks[other].cancel()
+                await asyncio.sleep(0)
+
+        tasks = [asyncio.create_task(one(number)) for number in range(len(turns))]
+        await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 10)
+        free = [slots.taken(0) for _ in range(num_slots)]
+        for place in free:  # all places have come back
+            await asyncio.wait_for(place.__aenter__(), 1)
+        for place in free:
+            await place.__aexit__(None, None, None)
+        return went
+
+    return asyncio.run(run())
+
+
+def test_the_lowest_turn_goes_first_and_among_equals_the_first() -> None:
+    assert order_of([5, 3, 1, 3, 1, 0], 1) == [0, 5, 2, 4, 1, 3]
+    assert order_of([5, 5, 9, 1, 1, 0], 2)[:4] == [0, 1, 5, 3]
+
+
+@pytest.mark.parametrize("broken_off", [(1,), (2, 3), (5,), (1, 2, 3, 4, 5)])
+def test_a_place_is_not_lost_with_who_waited_for_it(broken_off: tuple[int, ...]) -> None:
+    went = order_of([0, 3, 1, 3, 1, 0], 1, broken_off)
+    assert went == [number for number in [0, 5, 2, 4, 1, 3] if number not in broken_off]
+
+
+def test_a_place_that_comes_with_the_end_goes_on_to_the_next() -> None:
+    async def run() -> bool:
+        slots = Slots(1)
+        first = slots.taken(0)
+        await first.__aenter__()
+
+        async def wait() -> None:
+            async with slots.taken(0):
+                raise AssertionError("it was broken off")
+
+        waits = asyncio.create_task(wait())
+        await asyncio.sleep(0)
+        await first.__aexit__(None, None, None)  # the place is given to it
+        waits.cancel()  # and it is broken off before it runs
+        await asyncio.gather(waits, return_exceptions=True)
+        async with asyncio.timeout(1), slots.taken(0):
+            return waits.cancelled()
+
+    assert asyncio.run(run())

@@ -15,11 +15,11 @@ from longtake.answers.response import ANSWER, END_ANSWER
 from longtake.config.curate import DifficultyConfig
 from longtake.config.sections import JudgeConfig
 from longtake.curation.answering import Answers, Log, Question, Refused, ask_policy, weights_digest
-from longtake.curation.published import published_example
+from longtake.curation.readable import in_order, readable, refused
 from longtake.curation.records import Draft, Drop, Outcome, RatedRow
 from longtake.data.embedding_cache import digest_index
-from longtake.data.render import user_text
-from longtake.errors import LlmError, LongtakeError, RowError
+from longtake.data.texts import user_text
+from longtake.errors import LlmError, LongtakeError
 from longtake.llm.prompts import shipped_text
 from longtake.models.loading import model_folder
 from longtake.observe.digest import digest_of
@@ -36,12 +36,6 @@ JUDGED_AT_ONCE = 512
 SHOWN_CHARS = 200
 """Of an answer that is kept for people."""
 Advance = Callable[[int], None]
-
-
-def unrated(rows: Sequence[Draft]) -> Outcome[RatedRow]:
-    """The rows without a pass rate, for a run that asks no policy. What training could not read is dropped."""
-    examples, drops = _readable(rows)
-    return _in_order(rows, drops | {key: RatedRow(draft, None, None) for key, (draft, _) in examples.items()})
 
 
 def rate_rows(
@@ -65,7 +59,7 @@ def rate_rows(
     metrics of what was done now. The model is loaded when answers are missing, and only then.
     Raises ModelError, RolloutError, and BudgetError or LlmError when the judge cannot be asked: what was done until then is kept.
     """
-    examples, drops = _readable(rows)
+    examples, drops = readable(rows)
     settings = _settings_digest(config, seed, out)
     questions = [Question(draft, example, _key(draft, example, config, settings)) for draft, example in examples.values()]
     unknown = [one for one in questions if one.key not in store]
@@ -84,33 +78,7 @@ def rate_rows(
     answers = {one: _kept_answers(store, one) for one in questions if one.draft.key not in drops}
     verdicts = _Verdicts(config.judge, store, out, shard).of(answers)
     made = drops | {one.draft.key: _rated(one, answers[one], verdicts[one], config.keep_certain) for one in answers}
-    return _in_order(rows, made)
-
-
-def _in_order(rows: Sequence[Draft], made: Mapping[str, RatedRow | Drop]) -> Outcome[RatedRow]:
-    ordered = [made[draft.key] for draft in rows]
-    return Outcome(tuple(one for one in ordered if isinstance(one, RatedRow)), tuple(one for one in ordered if isinstance(one, Drop)))
-
-
-def _readable(rows: Sequence[Draft]) -> tuple[dict[str, tuple[Draft, Example]], dict[str, RatedRow | Drop]]:
-    """What training can read, and drops of what it cannot, by key."""
-    examples: dict[str, tuple[Draft, Example]] = {}
-    drops: dict[str, RatedRow | Drop] = {}
-    for draft in rows:
-        try:
-            examples[draft.key] = (draft, published_example(draft, _number(draft)))
-        except RowError as error:
-            drops[draft.key] = _drop(draft, type(error).__name__, str(error))
-    return examples, drops
-
-
-def _number(draft: Draft) -> int:
-    """What chooses the row's random numbers: not its place, which is another in each part of the rows."""
-    return int(digest_of("row number 1", draft.key)[:15], 16)
-
-
-def _drop(draft: Draft, reason: str, message: str) -> Drop:
-    return Drop("difficulty", reason, message, draft.video, draft.key, draft.category, draft)
+    return in_order(rows, made)
 
 
 def _settings_digest(config: DifficultyConfig, seed: int, out: Path) -> str:
@@ -144,13 +112,13 @@ def _keep(store: KeyedLines, one: Question, answered: Answers | Refused) -> Drop
     kind, message = type(answered.error).__name__, str(answered.error)
     if answered.lasts:
         store.put(_error_key(one), {"row": one.draft.key, "error": kind, "message": message})
-    return _drop(one.draft, kind, message)
+    return refused(one.draft, kind, message)
 
 
 def _kept_error(store: KeyedLines, one: Question) -> Drop:
     kept = store.get(_error_key(one))
     assert kept is not None
-    return _drop(one.draft, kept["error"], kept["message"])
+    return refused(one.draft, kept["error"], kept["message"])
 
 
 def _kept_answers(store: KeyedLines, one: Question) -> Answers:
@@ -228,11 +196,11 @@ def _rated(one: Question, answers: Answers, verdicts: Sequence[Verdict], keep_ce
     if not known:
         kinds = sorted({verdict.kind for verdict in verdicts if isinstance(verdict, JudgeFailure)})
         told = f"no call to the judge about its {len(verdicts)} answers succeeded ({', '.join(kinds)})"
-        return _drop(one.draft, JUDGE_FAILED, told)
+        return refused(one.draft, JUDGE_FAILED, told)
     right = sum(known)
     if right in (0, len(known)) and not keep_certain:
         told = f"{right} of {len(known)} answers are right: it teaches this policy nothing"
-        return _drop(one.draft, ALWAYS if right else NEVER, told)
+        return refused(one.draft, ALWAYS if right else NEVER, told)
     return RatedRow(one.draft, right, len(known), tuple(_shown(one.example, answer) for answer in answers))
 
 

@@ -57,20 +57,26 @@ def is_mine(relative: str, config: CurateConfig) -> bool:
 
 
 async def curate_videos(
-    videos: Sequence[SourceVideo], tools: Tools, folder: Path, done: Callable[[], None], drain: Callable[[], Awaitable[None]]
+    videos: Sequence[SourceVideo],
+    config: CurateConfig,
+    tools: Callable[[int], Tools],
+    folder: Path,
+    done: Callable[[], None],
+    drain: Callable[[], Awaitable[None]],
 ) -> None:
     """All videos through the stages of `CHAIN`, a bounded number at once, into the outputs in `folder` in the order of `videos`.
 
-    `done` is called after each; `drain` lets calls in flight come home before an error ends the others. Raises the first error, such as
-    BudgetError or LlmError: what was answered until then is kept, the outputs are those of the run before.
+    `tools(n)`: for the video of place n. `done` is called after each; `drain` lets calls in flight come home before an error ends the
+    others. Raises the first error, such as BudgetError or LlmError: what was answered until then is kept, the outputs are those of the run
+    before.
     """
-    stages = [stage for stage in CHAIN if reaches(tools.config.until, stage)]
-    room = asyncio.Semaphore(max(tools.config.vlm.concurrency, tools.config.reasoner.concurrency))
+    stages = [stage for stage in CHAIN if reaches(config.until, stage)]
+    room = asyncio.Semaphore(max(config.vlm.concurrency, config.reasoner.concurrency))
     with StageWriter(folder, stages) as writer:
 
         async def one(number: int, video: SourceVideo) -> None:
             async with room:
-                writer.put(number, await curate_video(video, tools))
+                writer.put(number, await curate_video(video, tools(number)))
                 done()
 
         tasks = [asyncio.create_task(one(number, video)) for number, video in enumerate(videos)]

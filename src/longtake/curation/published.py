@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from longtake.curation.records import LETTERS, Draft
-from longtake.data.render import response_text
 from longtake.data.row_files import parse_row
 from longtake.data.rows import check_row
+from longtake.data.texts import response_text
 from longtake.errors import RowError
 from longtake.llm.prompts import flat
 from longtake.types import Example, Row

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from longtake.config.sections import PromptConfig, VideoConfig
-from longtake.errors import PromptTooLongError, RowError
+from longtake.data.texts import response_text, user_text
+from longtake.errors import PromptTooLongError
 from longtake.models.family import Message, Model
 from longtake.observe.digest import digest_of
 from longtake.types import Example, MediaKind, Prompt, VideoSpan, VideoTokens
@@ -16,7 +17,6 @@ TEMPLATE_TOKENS = 256
 """More than a chat template puts around a question, its own system message included."""
 TEMPLATE_TOKENS_OF_MEDIA = 8
 """More than it puts around a video or an image."""
-FORMAT_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
 def render_prompt(example: Example, tokens: Sequence[VideoTokens], model: Model, config: PromptConfig) -> Prompt:
@@ -67,29 +67,6 @@ def _most_tokens(example: Example, config: PromptConfig, of_media: Mapping[Media
     """Of a row's media, one video at least (they may not have been looked for), and of its text: a token is at least a byte."""
     media = sum(of_media[ref.kind] for ref in example.media) + TEMPLATE_TOKENS_OF_MEDIA * max(0, len(example.media) - 1)
     return max(media, of_media["video"]) + len(user_text(example, config).encode())
-
-
-def user_text(example: Example, config: PromptConfig) -> str:
-    """What the user says beside the video: subtitles, question, instruction."""
-    subtitles = f"Subtitles:\n{example.subtitles}\n\n" if example.subtitles else ""
-    instruction = f"\n{config.instruction}" if config.instruction else ""
-    return f"{subtitles}{example.question}{instruction}"
-
-
-def response_text(example: Example) -> str:
-    """The response an SFT row teaches, `<think>{reasoning}</think><answer>{answer}</answer>`.
-
-    Raises RowError when a tag stands inside the reasoning or the answer: the model would learn a response that no parser accepts.
-    """
-    for name, text in (("reasoning", example.reasoning), ("answer", example.answer)):
-        for tag in FORMAT_TAGS:
-            if tag in text:
-                raise RowError(
-                    f"problem {example.problem_id}: {tag} inside its {name}",
-                    rule="the tags are put around reasoning and answer when they are rendered",
-                    remedy=f"remove the tags from the row's {name}",
-                )
-    return f"<think>{example.reasoning}</think><answer>{example.answer}</answer>"
 
 
 def response_ids(example: Example, model: Model) -> torch.Tensor:

@@ -23,7 +23,7 @@ from longtake.llm.calls import Answer, CallFailure, ChatCall
 from longtake.llm.counts import Counts
 from longtake.llm.estimate import estimate_tokens, text_tokens
 from longtake.llm.faults import Fault, bad_answers, failed, model_unclear, no_access, no_credit, no_list, not_found, unreachable
-from longtake.llm.limits import Limits, backoff
+from longtake.llm.limits import Limits, Slots, backoff
 from longtake.llm.requests import attempt_key, call_digest, output_limit, request_body
 from longtake.llm.schemas import Bad, instruction, read_answer
 from longtake.llm.server import ChatServer, Completion
@@ -64,7 +64,7 @@ class LlmClient:
         """When the server last sent anything at all."""
         self._server: ChatServer | None = None
         self._in_flight = 0
-        self._slots: asyncio.Semaphore
+        self._slots: Slots
         self._sends: asyncio.Event
         self._quiet: asyncio.Event
         self._naming: asyncio.Lock
@@ -72,9 +72,10 @@ class LlmClient:
     def __repr__(self) -> str:
         return f"LlmClient({self.config.url}, {self._model})"
 
-    async def ask(self, call: ChatCall) -> Answer | CallFailure:
+    async def ask(self, call: ChatCall, turn: int = 0) -> Answer | CallFailure:
         """The answer, from the store where it was paid before. Equal calls at the same time are one.
 
+        Of the calls that wait for a place, those with the lowest `turn` go first.
         Raises BudgetError when the call would pass the budget, LlmError when the server cannot be used at all: no server, no access, no
         such model.
         """
@@ -86,7 +87,7 @@ class LlmClient:
         running = self._running.get(digest)
         shared = running is not None
         if running is None:
-            running = asyncio.create_task(self._answered(call, digest))
+            running = asyncio.create_task(self._answered(call, digest, turn))
             self._running[digest] = running
             self._tasks.add(running)
             running.add_done_callback(lambda task: self._ended(digest, task))
@@ -125,7 +126,7 @@ class LlmClient:
     async def __aenter__(self) -> Self:
         """Raises ConfigError for a key that cannot be sent. Nothing is sent yet."""
         self._server = ChatServer(self.config)
-        self._slots, self._naming = asyncio.Semaphore(self.config.concurrency), asyncio.Lock()
+        self._slots, self._naming = Slots(self.config.concurrency), asyncio.Lock()
         self._sends, self._quiet = asyncio.Event(), asyncio.Event()
         self._sends.set()
         self._quiet.set()
@@ -160,7 +161,7 @@ class LlmClient:
         if not task.cancelled():
             task.exception()  # fetched, so that asyncio does not complain where nobody waited for it
 
-    async def _answered(self, call: ChatCall, digest: str) -> Answer | CallFailure:
+    async def _answered(self, call: ChatCall, digest: str, turn: int) -> Answer | CallFailure:
         """The first good answer of those to the same question with different seeds."""
         input_tokens = output_tokens = tries = 0
         cached = True
@@ -170,7 +171,7 @@ class LlmClient:
             kept = self._store.get(key)
             if kept is None:
                 cached = False
-                paid = await self._paid(call, attempt, key)
+                paid = await self._paid(call, attempt, key, turn)
                 if isinstance(paid, CallFailure):
                     return paid
                 kept = paid
@@ -182,12 +183,12 @@ class LlmClient:
             bad = read
         return CallFailure(bad.kind, bad_answers(self.config, call, bad, tries), tries)
 
-    async def _paid(self, call: ChatCall, attempt: int, key: str) -> dict[str, Any] | CallFailure:
+    async def _paid(self, call: ChatCall, attempt: int, key: str, turn: int) -> dict[str, Any] | CallFailure:
         """A new answer, as it is kept."""
         counts = self._counts[call.purpose]
         lost_at = float("inf")
         for number in range(1 + self.config.max_retries):
-            got = await self._request(call, attempt, key)
+            got = await self._request(call, attempt, key, turn)
             if not isinstance(got, Fault):
                 return got
             lost_at = min(lost_at, time.monotonic()) if got.unreachable else float("inf")
@@ -199,9 +200,9 @@ class LlmClient:
             await self._pause(got, number)
         raise AssertionError("the last try returns")
 
-    async def _request(self, call: ChatCall, attempt: int, key: str) -> dict[str, Any] | Fault:
+    async def _request(self, call: ChatCall, attempt: int, key: str, turn: int) -> dict[str, Any] | Fault:
         """One request; its answer is in the store when this returns, with no chance of being cancelled in between."""
-        async with self._slots:
+        async with self._slots.taken(turn):
             self._raise_if_over()
             room = self._most(call)
             async with self._budget.reserve(self._store, room) as reservation:

@@ -1,17 +1,61 @@
-"""When a request may leave: requests and tokens per minute, pauses that a server asks for, and the pause before another try."""
+"""When a request may leave: its place among those in flight, requests and tokens per minute, pauses that a server asks for, and the pause
+before another try."""
 
 from __future__ import annotations
 
 import asyncio
+import heapq
 import math
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from email.utils import parsedate_to_datetime
 
 MAX_BACKOFF_S = 60.0
 MAX_RETRY_AFTER_S = 300.0
 """A server that asks for more is asked again after this."""
+
+
+class Slots:
+    """So many places. One that becomes free goes to who waits with the lowest turn, and among equals to who came first."""
+
+    def __init__(self, number: int) -> None:
+        self._free = number
+        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
+        """A heap: turn, number of arrival, and what becomes done with the place."""
+        self._arrived = 0
+
+    @asynccontextmanager
+    async def taken(self, turn: int) -> AsyncIterator[None]:
+        """A place, as soon as there is one, until the block ends."""
+        if self._free:
+            self._free -= 1
+        else:
+            await self._wait(turn)
+        try:
+            yield
+        finally:
+            self._leave()
+
+    async def _wait(self, turn: int) -> None:
+        place = asyncio.get_running_loop().create_future()
+        self._arrived += 1
+        heapq.heappush(self._waiting, (turn, self._arrived, place))
+        try:
+            await place
+        except asyncio.CancelledError:
+            if not place.cancelled():  # the place came at the same moment
+                self._leave()
+            raise
+
+    def _leave(self) -> None:
+        while self._waiting:
+            *_, place = heapq.heappop(self._waiting)
+            if not place.done():
+                place.set_result(None)
+                return
+        self._free += 1
 
 
 class Pace:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -147,8 +148,14 @@ async def through_models(
 
     async def all_stages(done: Callable[[], None]) -> None:
         captioner = await served_by(vlm) if reaches(config.until, "caption") else ""
-        tools = Tools(config, prompts, state.made, vlm.ask, reasoner.ask, captioner, asyncio.Semaphore(num_cores()))
-        await curate_videos(videos, tools, folder, done, drain)
+        decode = asyncio.Semaphore(num_cores())
+
+        def tools(place: int) -> Tools:
+            """Calls about the first videos go first: were all videos to advance together, one endpoint would wait for the other."""
+            ask_vlm, ask_reasoner = partial(vlm.ask, turn=place), partial(reasoner.ask, turn=place)
+            return Tools(config, prompts, state.made, ask_vlm, ask_reasoner, captioner, decode)
+
+        await curate_videos(videos, config, tools, folder, done, drain)
 
     async with vlm, reasoner:
         with Progress("curate", len(videos)) as progress:

@@ -9,11 +9,11 @@ from longtake.config.curate import STAGES, CurateConfig
 from longtake.config.meta import versions
 from longtake.curation.audit import audit_checks, read_labels, row_verdicts
 from longtake.curation.card import CardFacts
-from longtake.curation.difficulty import rate_rows, unrated
 from longtake.curation.outputs import read_stage, write_stage
 from longtake.curation.pipeline import reaches
 from longtake.curation.prompts import Prompts
 from longtake.curation.publish import publish
+from longtake.curation.readable import unrated
 from longtake.curation.split import split_rows
 from longtake.llm.counts import paid_in
 from longtake.observe.keyed_lines import KeyedLines
@@ -29,6 +29,8 @@ def rate(config: CurateConfig, folder: Path, store: KeyedLines, index: DigestInd
     if config.difficulty is None or not drafts:
         write_stage(folder, "difficulty", unrated(drafts))
         return
+    from longtake.curation.difficulty import rate_rows  # torch and transformers: seconds that other runs need not wait
+
     with Progress("difficulty", len(drafts)) as progress:
 
         def advance(count: int) -> None:

@@ -13,8 +13,9 @@ from tokenizers import Tokenizer
 
 from longtake.config.plan import PlanConfig
 from longtake.config.sections import VideoConfig
-from longtake.data.render import TEMPLATE_TOKENS_OF_MEDIA, user_text
+from longtake.data.render import TEMPLATE_TOKENS_OF_MEDIA
 from longtake.data.rows import SourcedRow, check_row, read_sourced
+from longtake.data.texts import user_text
 from longtake.errors import LongtakeError, PathError, PromptTooLongError, RowError, VideoError
 from longtake.models.tiny import TINY_PATH
 from longtake.observe.progress import Progress

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from longtake.config.sections import PromptConfig
 from longtake.config.stages import RlConfig, SftConfig
 from longtake.data.order import Mixture, positions
-from longtake.data.render import response_text, user_text
 from longtake.data.rows import check_failures, in_turn, read_examples
+from longtake.data.texts import response_text, user_text
 from longtake.data.videos import VideoSource
 from longtake.errors import RowError
 from longtake.models.family import Model

@@ -1,10 +1,11 @@
 """What `longtake curate` adds to the time of the model calls, and how long 10,000 rows take through the stages that ask no model.
 
-    python benchmarks/curation_overhead.py runs/curation_overhead [--num-videos 24] [--latency-s 1.0] [--json FILE]
+    python benchmarks/curation_overhead.py runs/curation_overhead [--num-videos 100] [--latency-s 1.0] [--json FILE]
 
 The answers of a world's oracle are recorded in a first run. Then a server gives the same answers, each `latency_s` after its request, to
 `longtake curate run` in a process of its own. The bound is what its calls take at the given concurrency when the busier of the two
-endpoints is never idle.
+endpoints is never idle: `added` is what the time from the first request to the last answer is above it, `added_by_run` what the whole
+process is, with its start and its end.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from longtake.bench.machine import hardware
 from longtake.config.curate import CurateConfig
 from longtake.config.stages import WorldConfig
 from longtake.curation.card import CardFacts
@@ -44,12 +47,16 @@ SEEING = ("caption", "ground", "watch")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--num-videos", type=int, default=24)
+    parser.add_argument("--num-videos", type=int, default=100)
     parser.add_argument("--latency-s", type=float, default=1.0)
     parser.add_argument("--num-rows", type=int, default=10_000)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    figures = {"calls": time_of_calls(args.out, args.num_videos, args.latency_s), "rows": time_of_rows(args.out / "rows", args.num_rows)}
+    figures = {
+        "hardware": hardware(torch.device("cpu")),
+        "calls": time_of_calls(args.out, args.num_videos, args.latency_s),
+        "rows": time_of_rows(args.out / "rows", args.num_rows),
+    }
     text = json.dumps(figures, indent=1)
     print(text)
     if args.json:
@@ -92,6 +99,7 @@ def time_of_calls(out: Path, num_videos: int, latency_s: float) -> dict[str, flo
         "before_s": first - started,
         "after_s": ended - last,
         "added": (last - first) / bound - 1,
+        "added_by_run": (ended - started) / bound - 1,
     }
 
 

@@ -75,6 +75,25 @@ def test_a_model_that_the_server_has_not_is_told_with_those_it_has(tmp_path: Pat
     assert "404 for model 'gwen' (no model); it has qwen, llama" in caught.value.given
 
 
+@pytest.mark.parametrize("status", [403, 404])
+def test_a_call_that_alone_is_refused_costs_that_call(tmp_path: Path, status: int) -> None:
+    """Moderation answers 403, a gateway's route 404: neither says anything of the other calls, nor of a later run with these calls alone."""
+
+    def answer(body: dict) -> Reply:
+        return refused(status, "flagged") if "bad" in str(body["messages"]) else GOOD
+
+    bad, good = [[caption_call(f"{kind} {number}") for number in range(6)] for kind in ("bad", "good")]
+    with LlmServer(answer) as server:
+        calls = [call for pair in zip(bad, good, strict=True) for call in pair]
+        answers, client = asked(endpoint(server.url, concurrency=2), tmp_path / "mixed", calls)
+        assert [isinstance(one, CallFailure) and one.kind for one in answers] == [f"http_{status}", False] * 6
+        assert client.summary().total().failures == {f"http_{status}": 6}
+        answers, _ = asked(endpoint(server.url, concurrency=6), tmp_path / "alone", bad)
+        assert {one.kind for one in answers if isinstance(one, CallFailure)} == {f"http_{status}"} and len(answers) == 6
+        with pytest.raises(LlmError, match=f"answers {status}"):  # so many in a row that all would be refused
+            asked(endpoint(server.url, concurrency=5), tmp_path / "many", bad)
+
+
 def test_an_address_without_version_is_told(tmp_path: Path) -> None:
     with LlmServer(lambda body: GOOD) as server, pytest.raises(LlmError) as caught:
         asked(endpoint(server.url.removesuffix("/v1")), tmp_path, [CAPTION, caption_call("b")])

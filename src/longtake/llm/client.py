@@ -30,7 +30,8 @@ from longtake.llm.server import ChatServer, Completion
 from longtake.observe.keyed_lines import KeyedLines
 from longtake.observe.progress import say
 
-_DENIED = (401, 403)
+_PERHAPS_ALL = (403, 404)
+"""These refuse one call (moderation, a route of a gateway), or every call: a key without rights, a model that is not there."""
 _ALL_WAIT = (429, 503)
 """With Retry-After these speak of the server, not of one call."""
 
@@ -60,6 +61,9 @@ class LlmClient:
         self._model = config.model
         self._broken: LlmError | None = None
         """What ended the run: no further request is sent."""
+        self._has_answered = False
+        self._refused_in_row = 0
+        """Requests refused with 403 or 404 since the last answer."""
         self._heard_at = float("-inf")
         """When the server last sent anything at all."""
         self._server: ChatServer | None = None
@@ -216,6 +220,7 @@ class LlmClient:
                     self._heard_at = time.monotonic()
                 if isinstance(got, Fault):
                     return got
+                self._has_answered, self._refused_in_row = True, 0
                 made = self._made(call, attempt, got)
                 reservation.settle(Spending(made["input_tokens"] + made["output_tokens"], made["cost"]))
                 self._store.put(key, made)
@@ -289,17 +294,29 @@ class LlmClient:
         """Raises LlmError for a fault that every other call would meet too. `lost_at`: since when there has been no connection."""
         assert self._server is not None
         error: LlmError | None = None
-        if fault.status in _DENIED:
+        if fault.status == 401:
             error = no_access(self.config, fault, self._server.has_key)
         elif fault.no_credit:
             error = no_credit(self.config, fault)
-        elif fault.status == 404:
-            error = not_found(self.config, str(self._model), fault, await self._server.model_names())
+        elif fault.status in _PERHAPS_ALL:
+            error = await self._refusal_of_all(fault)
         elif fault.unreachable and tries > self.config.max_retries and self._heard_at < lost_at:
             error = unreachable(self.config, fault, tries)
         if error is not None:
             self._broken = self._broken or error
             raise error
+
+    async def _refusal_of_all(self, fault: Fault) -> LlmError | None:
+        """Where 403 or 404 means every call: the server has answered none and does not list the model to this key, or more calls than are in
+        flight at once were refused with no answer between them. None: it is this call's failure."""
+        assert self._server is not None
+        self._refused_in_row += 1
+        names = await self._server.model_names()
+        served = self._has_answered or (not isinstance(names, Fault) and self._model in names)
+        if served and self._refused_in_row <= self.config.concurrency:
+            return None
+        denied = fault.status == 403
+        return no_access(self.config, fault, self._server.has_key) if denied else not_found(self.config, str(self._model), fault, names)
 
     def _raise_if_over(self) -> None:
         if self._broken is not None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -18,11 +20,13 @@ import pytest
 from longtake.config.env import one_thread
 from longtake.config.stages import WorldConfig
 from longtake.config.world_serve import LieRates
+from longtake.curation.card import FIGURES
 from longtake.curation.outputs import read_stage
 from longtake.errors import BudgetError, ConfigError, CurationError
 from longtake.stages import curate
 from longtake.testing.curations import answers_in, asked_again, asked_oracle, checked, curate_values, misbehaving, outputs_of
-from longtake.testing.llm_server import LlmServer, refused
+from longtake.testing.llm_server import LlmServer, Reply, refused, said
+from longtake.testing.policy import answering_model, policy_config, small_world
 from longtake.world.write import write_world
 
 LIES = LieRates(captions=0.1, answers=0.1, planted=0.3)
@@ -203,6 +207,44 @@ def test_a_dry_run_asks_nothing_and_comes_near(world: Path, tmp_path: Path, caps
     estimated = {line[0]: float(line[1].replace(",", "")) for line in lines if line and line[0] in asked}
     assert estimated.keys() == asked.keys()
     assert all(0.6 * count <= estimated[name] <= 1.6 * count for name, count in asked.items()), (estimated, asked)
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("policy")
+    return answering_model(folder, small_world(folder / "world"))
+
+
+def verdict(body: dict) -> Reply | None:
+    """The judge's: yes to every other answer, chosen by the text that is asked."""
+    if body["response_format"]["json_schema"]["name"] != "judge":
+        return None
+    return said({"verdict": "yes" if zlib.crc32(json.dumps(body["messages"]).encode()) % 2 else "no"})
+
+
+def test_a_policy_answers_and_a_judge_decides_about_open_ended_rows(world: Path, policy: Path, tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    with asked_oracle(world, fault=verdict) as server:
+        rated = policy_config(policy, judge={"endpoint": {"url": server.url}}).model_dump(mode="json", exclude_unset=True)
+        asked = {"per_video": {"goal": 2, "spatial": 2}, "open_per_video": {"temporal": 2, "plot": 2}}
+        values = curate_values(world, tmp_path, server.url, difficulty=rated, question=asked)
+        curate.run(checked(values | {"dry_run": True}))
+        assert re.search(r"│ judge +│ +86 │", capsys.readouterr().out)  # 4 videos, 4 rows each, 6 takes, nine in ten
+        curate.run(checked(values))
+        num_requests, first = len(server.requests), outputs_of(tmp_path)
+        curate.run(checked(values))
+        assert (len(server.requests), outputs_of(tmp_path)) == (num_requests, first)
+    num_judged = sum(request.purpose == "judge" for request in server.requests)
+    assert num_judged > 8 and answers_in(tmp_path)["judge"] == num_judged
+    outcome = read_stage(tmp_path, "difficulty")
+    assert outcome is not None and {drop.reason for drop in outcome.dropped} <= {"always_right", "never_right"}
+    rates = {one.draft.key: one.pass_rate for one in outcome.kept}
+    assert len(rates) >= 4 and all(rate is not None and 0 < rate < 1 for rate in rates.values())
+    assert any(not one.draft.options for one in outcome.kept), "no open-ended row was judged now right, now wrong"
+    rows = [json.loads(line) for path in (tmp_path / "dataset").glob("*.jsonl") if path.stem != "drops" for line in path.open()]
+    assert rows and all(row["pass_rate"] == rates[row["key"]] for row in rows)
+    card = json.loads((tmp_path / "dataset" / FIGURES).read_text())
+    assert {one["purpose"]: one["answers"] for one in card["calls"]}["judge"] == num_judged
 
 
 def test_ctrl_c_leaves_with_one_line_and_loses_nothing(world: Path, tmp_path: Path, undisturbed):

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from longtake.answers import is_correct, parse_response
 from longtake.config.curate import DifficultyConfig
+from longtake.config.llm import BudgetConfig
 from longtake.curation import answering, difficulty
 from longtake.curation.answering import Answers, Question, Refused
 from longtake.curation.difficulty import rate_rows
@@ -23,6 +25,7 @@ from longtake.data.render import render_prompt
 from longtake.data.rows import check_row
 from longtake.data.videos import VideoSource
 from longtake.errors import BudgetError, LlmError
+from longtake.llm.client import Budget
 from longtake.models import load_model
 from longtake.observe.digest import digest_of
 from longtake.observe.keyed_lines import KeyedLines
@@ -189,7 +192,7 @@ def test_two_shards_come_to_what_one_process_does(
     for shard in range(2):
         own = [draft for draft in drafts if videos.index(draft.digest) % 2 == shard]
         with KeyedLines(tmp_path / "takes", f"shard-{shard}") as kept:
-            union |= facts(rate_rows(own, world.folder, config, seed=5, store=kept, out=tmp_path, shard=shard))
+            union |= facts(rate_rows(own, world.folder, config, seed=5, store=kept, out=tmp_path))
     assert union == facts(whole)
     no_model(monkeypatch)
     with KeyedLines(tmp_path / "takes", "together") as kept:
@@ -329,9 +332,9 @@ def open_ended(key: str, answer: str = "the red cat") -> Draft:
     return choice(key, options=(), answer=answer)
 
 
-def rate(rows: Sequence[Draft], store: KeyedLines, tmp_path: Path, **changes: Any) -> Outcome[RatedRow]:
+def rate(rows: Sequence[Draft], store: KeyedLines, tmp_path: Path, budget: Budget | None = None, **changes: Any) -> Outcome[RatedRow]:
     config = DifficultyConfig.model_validate({"model": {"path": "tiny"}, **changes})
-    return rate_rows(rows, tmp_path, config, seed=0, store=store, out=tmp_path)
+    return rate_rows(rows, tmp_path, config, seed=0, store=store, out=tmp_path, budget=budget)
 
 
 def test_always_and_never_right_are_dropped(script, store: KeyedLines, tmp_path: Path):
@@ -433,12 +436,18 @@ def test_a_judge_decides_and_failed_calls_leave_the_denominator(script, store: K
     assert num_requests == len(server.requests)
 
 
+@pytest.mark.parametrize("own", [{"budget": {"max_cost": 1.0}}, {"folder": "kept"}])
+def test_a_judge_with_a_purse_of_its_own_is_refused(own: dict[str, Any]):
+    with pytest.raises(ValidationError, match="inside its budget"):
+        DifficultyConfig.model_validate({"model": {"path": "tiny"}, "judge": {"endpoint": {"url": "http://127.0.0.1:9/v1"}, **own}})
+
+
 def test_a_judge_without_budget_or_server_ends_the_run_and_loses_nothing(script, store: KeyedLines, tmp_path: Path):
     script({"a": ["red", "blue"], "b": ["red", "green"]})
     rows = [open_ended("a"), open_ended("b")]
     with LlmServer(Judging()) as server:
         with pytest.raises(BudgetError):
-            rate(rows, store, tmp_path, **judge_of(server, budget={"max_tokens": 600}))
+            rate(rows, store, tmp_path, Budget(BudgetConfig(max_tokens=600)), **judge_of(server))
         asked = len(server.requests)
         assert len(rate(rows, store, tmp_path, **judge_of(server)).kept) == 2
         assert len(server.requests) < 2 * asked + 4

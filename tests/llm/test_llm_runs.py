@@ -77,7 +77,7 @@ def test_a_model_that_the_server_has_not_is_told_with_those_it_has(tmp_path: Pat
 
 @pytest.mark.parametrize("status", [403, 404])
 def test_a_call_that_alone_is_refused_costs_that_call(tmp_path: Path, status: int) -> None:
-    """Moderation answers 403, a gateway's route 404: neither says anything of the other calls, nor of a later run with these calls alone."""
+    """As moderation does, or a route of a gateway: it says nothing of the others, also in a later run with these calls alone."""
 
     def answer(body: dict) -> Reply:
         return refused(status, "flagged") if "bad" in str(body["messages"]) else GOOD

@@ -186,6 +186,16 @@ class DifficultyConfig(Section):
     keep_certain: bool = False
     """Keep rows that are always or never right, with their pass rate."""
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.judge is not None and (self.judge.folder is not None or self.judge.budget != BudgetConfig()):
+            raise broken(
+                "difficulty.judge with a folder or budget of its own",
+                "its calls are kept with the others of the run, inside its budget",
+                "leave them out, and set `budget`",
+            )
+        return self
+
 
 class SplitConfig(Section):
     """How rows are shared out; a video is in one split alone."""

@@ -13,6 +13,7 @@ from typing import Any
 from longtake.answers import is_right_answer, read_letter
 from longtake.answers.response import ANSWER, END_ANSWER
 from longtake.config.curate import DifficultyConfig
+from longtake.config.llm import BudgetConfig
 from longtake.config.sections import JudgeConfig
 from longtake.curation.answering import Answers, Log, Question, Refused, ask_policy, weights_digest
 from longtake.curation.readable import in_order, readable, refused
@@ -20,6 +21,7 @@ from longtake.curation.records import Draft, Drop, Outcome, RatedRow
 from longtake.data.embedding_cache import digest_index
 from longtake.data.texts import user_text
 from longtake.errors import LlmError, LongtakeError
+from longtake.llm.client import Budget
 from longtake.llm.prompts import shipped_text
 from longtake.models.loading import model_folder
 from longtake.observe.digest import digest_of
@@ -46,7 +48,8 @@ def rate_rows(
     seed: int,
     store: KeyedLines,
     out: Path,
-    shard: int = 0,
+    calls: KeyedLines | None = None,
+    budget: Budget | None = None,
     index: DigestIndex | None = None,
     advance: Advance | None = None,
     log: Log | None = None,
@@ -54,9 +57,10 @@ def rate_rows(
     """Each row with how often the policy was right, in the order of `rows`. Dropped are those that it always or never gets right (unless
     config.keep_certain), that cannot be read or asked (reason: the name of the error), or about which no call to the judge succeeded.
 
-    `root`: folder of the videos. `store`: where answers and verdicts are kept. `out`: the run's folder, for what engine and judge keep;
-    `shard` tells the processes apart that share it. `index`: of the digests of videos. `advance(n)` is told of n rows done, `log` of the
-    metrics of what was done now. The model is loaded when answers are missing, and only then.
+    `root`: folder of the videos. `store`: where answers and verdicts are kept. `out`: the run's folder, for what the engine keeps. `calls`:
+    where a judge's calls are kept (None: in `store`), inside `budget` (None: without limit). `index`: of the digests of videos.
+    `advance(n)` is told of n rows done, `log` of the metrics of what was done now. The model is loaded when answers are missing, and
+    only then.
     Raises ModelError, RolloutError, and BudgetError or LlmError when the judge cannot be asked: what was done until then is kept.
     """
     examples, drops = readable(rows)
@@ -76,7 +80,7 @@ def rate_rows(
     else:
         drops |= {one.draft.key: _kept_error(store, one) for one in unknown}
     answers = {one: _kept_answers(store, one) for one in questions if one.draft.key not in drops}
-    verdicts = _Verdicts(config.judge, store, out, shard).of(answers)
+    verdicts = _Verdicts(config.judge, store, out, store if calls is None else calls, budget or Budget(BudgetConfig())).of(answers)
     made = drops | {one.draft.key: _rated(one, answers[one], verdicts[one], config.keep_certain) for one in answers}
     return in_order(rows, made)
 
@@ -131,8 +135,8 @@ def _kept_answers(store: KeyedLines, one: Question) -> Answers:
 class _Verdicts:
     """Whether answers are right: by the rules, and for open-ended texts by the judge, if there is one."""
 
-    def __init__(self, judge: JudgeConfig | None, store: KeyedLines, out: Path, shard: int) -> None:
-        self._judge, self._store, self._out, self._shard = judge, store, out, shard
+    def __init__(self, judge: JudgeConfig | None, store: KeyedLines, out: Path, calls: KeyedLines, budget: Budget) -> None:
+        self._judge, self._store, self._out, self._calls, self._budget = judge, store, out, calls, budget
 
     def of(self, answers: Mapping[Question, Answers]) -> dict[Question, list[Verdict]]:
         """A verdict on each answer."""
@@ -166,7 +170,7 @@ class _Verdicts:
     def _ask(self, config: JudgeConfig, missing: Mapping[Question, Answers], keys: Mapping[Question, str]) -> dict[Question, list[Verdict]]:
         """What is said of a row is kept when all its answers have a verdict: failed calls are made again by the next run."""
         found: dict[Question, list[Verdict]] = {}
-        with open_judge(config, self._out, self._shard) as judge:
+        with open_judge(config, self._out, store=self._calls, budget=self._budget) as judge:
             assert judge is not None
             rows = list(missing)
             for part in (rows[start : start + JUDGED_AT_ONCE] for start in range(0, len(rows), JUDGED_AT_ONCE)):

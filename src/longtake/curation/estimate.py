@@ -9,7 +9,9 @@ from longtake.config.curate import CurateConfig
 from longtake.config.llm import EndpointConfig
 from longtake.curation.prompts import Prompts
 from longtake.llm.estimate import IMAGE_TOKENS, PATCH, text_tokens
+from longtake.llm.prompts import shipped_text
 
+JUDGE = "judge"
 CAPTION_TOKENS = 110
 """Of an answer: a paragraph."""
 LINE_TOKENS = 14
@@ -83,6 +85,11 @@ def estimate_calls(durations_s: Sequence[float], config: CurateConfig, prompts: 
         ),
         ("blind", config.reasoner, checked * check.blind_votes * VOTES_OF_MAJORITY * ("blind" not in off), QUESTION_TOKENS, VOTE_TOKENS),
     ]
+    difficulty = config.difficulty
+    if difficulty is not None and difficulty.judge is not None and difficulty.judge.endpoint is not None:
+        answers = len(durations_s) * open_per_video * KEPT_AT_RULES * difficulty.rollout.num_takes
+        words = text_tokens(shipped_text(JUDGE))
+        each.append((JUDGE, difficulty.judge.endpoint, answers, words + QUESTION_TOKENS, VOTE_TOKENS))
     found = (
         _estimate(purpose, endpoint, calls, _prompt_tokens(prompts, purpose) + told, said) for purpose, endpoint, calls, told, said in each
     )

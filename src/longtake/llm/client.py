@@ -307,8 +307,8 @@ class LlmClient:
             raise error
 
     async def _refusal_of_all(self, fault: Fault) -> LlmError | None:
-        """Where 403 or 404 means every call: the server has answered none and does not list the model to this key, or more calls than are in
-        flight at once were refused with no answer between them. None: it is this call's failure."""
+        """Where 403 or 404 means every call: the server has answered none and does not list the model to this key, or more calls than are
+        in flight at once were refused with no answer between them. None: it is this call's failure."""
         assert self._server is not None
         self._refused_in_row += 1
         names = await self._server.model_names()

@@ -80,8 +80,6 @@ class Asker(Protocol):
         """Counts since it was made, as `llm/...`."""
         ...
 
-    def close(self) -> None: ...
-
 
 class Judge:
     """Decides about answers, each different one once."""
@@ -138,9 +136,6 @@ class Judge:
         """Of the calls, since it was made."""
         return self._asker.metrics()
 
-    def close(self) -> None:
-        self._asker.close()
-
     def prompt(self, example: Example, response_text: str) -> str:
         """What it is asked."""
         return self._words.substitute(
@@ -181,8 +176,7 @@ class EndpointAsker:
     """Asks a server, up to `concurrency` calls at a time."""
 
     def __init__(self, config: EndpointConfig, store: KeyedLines, budget: Budget | None) -> None:
-        """Takes `store` over: it is closed with this."""
-        self._store, self._client = store, LlmClient(config, store, budget)
+        self._client = LlmClient(config, store, budget)
         self.trouble: LongtakeError | None = None
 
     def ask_all(self, calls: Sequence[ChatCall]) -> list[Answer | CallFailure]:
@@ -203,6 +197,3 @@ class EndpointAsker:
 
     def metrics(self) -> dict[str, float]:
         return self._client.metrics()
-
-    def close(self) -> None:
-        self._store.close()

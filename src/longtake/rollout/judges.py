@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -27,26 +27,31 @@ MAX_ROWS = 64
 
 
 @contextmanager
-def open_judge(config: JudgeConfig | None, out: Path, rank: int = 0) -> Iterator[Judge | None]:
-    """The judge of the run in `out`, for this rank; None for None. Verdicts of a server are kept in config.folder, or in `out`/judge.
+def open_judge(
+    config: JudgeConfig | None, out: Path, rank: int = 0, *, store: KeyedLines | None = None, budget: Budget | None = None
+) -> Iterator[Judge | None]:
+    """The judge of the run in `out`, for this rank; None for None.
 
+    `store`: where verdicts of a server are kept; None: in config.folder, or in `out`/judge. `budget`: of its calls; None: config.budget.
     Raises LlmError or ModelError when it cannot be used as configured, CheckpointError when another process judges for this rank of `out`.
     """
     if config is None:
         yield None
         return
-    if config.local is not None:
-        asker: EndpointAsker | LocalAsker = LocalAsker.of(config.local)
-    else:
-        assert config.endpoint is not None
-        writer = f"{digest_of('judge of', str(out.resolve()))[:12]}-{rank}"  # runs may share a folder
-        asker = EndpointAsker(config.endpoint, KeyedLines(config.folder or out / "judge", writer), Budget(config.budget))
-    judge = Judge(asker, max_answer_chars=config.max_answer_chars, max_tokens=config.max_tokens)
-    try:
+    asker: EndpointAsker | LocalAsker
+    with ExitStack() as opened:
+        if config.local is not None:
+            asker = LocalAsker.of(config.local)
+            opened.callback(asker.close)
+        else:
+            assert config.endpoint is not None
+            if store is None:
+                writer = f"{digest_of('judge of', str(out.resolve()))[:12]}-{rank}"  # runs may share a folder
+                store = opened.enter_context(KeyedLines(config.folder or out / "judge", writer))
+            asker = EndpointAsker(config.endpoint, store, budget or Budget(config.budget))
+        judge = Judge(asker, max_answer_chars=config.max_answer_chars, max_tokens=config.max_tokens)
         judge.check()
         yield judge
-    finally:
-        judge.close()
 
 
 class LocalAsker:

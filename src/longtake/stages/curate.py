@@ -76,7 +76,7 @@ def run(config: CurateConfig) -> None:
             asyncio.run(through_models(config, prompts, videos.kept, state, folder, stop))
         leave_if_asked(stop, state.folder)
         if reaches(config.until, "difficulty"):
-            rate(config, folder, state.made, state.digests, lambda: leave_if_asked(stop, state.folder))
+            rate(config, folder, state.made, state.answers, state.digests, lambda: leave_if_asked(stop, state.folder))
         leave_if_asked(stop, state.folder)
         if config.num_shards == 1 and reaches(config.until, "split"):
             split_and_publish(config, prompts, folder, state.answers, state.digests)

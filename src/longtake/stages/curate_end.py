@@ -15,14 +15,16 @@ from longtake.curation.prompts import Prompts
 from longtake.curation.publish import publish
 from longtake.curation.readable import unrated
 from longtake.curation.split import split_rows
+from longtake.llm.client import Budget
 from longtake.llm.counts import paid_in
 from longtake.observe.keyed_lines import KeyedLines
 from longtake.observe.progress import Progress, say
 from longtake.video.index import DigestIndex
 
 
-def rate(config: CurateConfig, folder: Path, store: KeyedLines, index: DigestIndex, leave: Callable[[], None]) -> None:
-    """`difficulty`: from the rows that `check` left. `leave` is called after each batch of answers is kept; it may raise."""
+def rate(config: CurateConfig, folder: Path, made: KeyedLines, answers: KeyedLines, index: DigestIndex, leave: Callable[[], None]) -> None:
+    """`difficulty`: from the rows that `check` left. `made` keeps what the policy says, `answers` what a judge does. `leave` is called
+    after each batch is kept; it may raise."""
     checked = read_stage(folder, "check")
     assert checked is not None, "`check` comes before"
     drafts = [row.draft for row in checked.kept]
@@ -42,9 +44,10 @@ def rate(config: CurateConfig, folder: Path, store: KeyedLines, index: DigestInd
             config.videos,
             config.difficulty,
             seed=config.seed,
-            store=store,
+            store=made,
             out=config.out,
-            shard=config.shard_index,
+            calls=answers,
+            budget=Budget(config.budget),
             index=index,
             advance=advance,
         )

@@ -65,6 +65,14 @@ def row_name(source: str, problem_id: int) -> RowName:
     return f"{source}/{problem_id}" if source else problem_id
 
 
+def source_of(name: RowName) -> str:
+    """
+    >>> source_of(12), source_of("kitchen/12")
+    ('', 'kitchen')
+    """
+    return str(name).rpartition("/")[0]
+
+
 @dataclass(frozen=True)
 class VideoRef:
     """A video or image file inside an allowed root and the sha256 of its bytes (hex)."""

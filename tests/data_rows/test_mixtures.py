@@ -131,6 +131,7 @@ def loaded(kind: Any, tmp_path: Path, data: dict[str, Any], *overrides: tuple[st
         ({"sources": {"": {"rows": "a.jsonl"}}}, "a source named ''"),
         ({"sources": {"a": {"rows": "a.jsonl", "weight": 0}}}, "data.sources.a.weight = 0"),
         ({"sources": {"a": {"rows": "a.jsonl", "weight": -1}}}, "data.sources.a.weight = -1"),
+        ({"sources": {"a": {"rows": "a", "weight": 1e-7}, "b": {"rows": "b"}}}, "data.sources.a.weight = 1e-07 beside 1 in all"),
         ({"sources": {"a": {"rows": "a.jsonl", "wieght": 2}}}, "did you mean data.sources.NAME.weight"),
         ({"sources": {"a": {}}}, "data.sources.a.rows is not set"),
         ({"sources": {"a": {"rows": "a.jsonl", "format": "vidoe_r1"}}}, "did you mean video_r1"),

@@ -22,10 +22,10 @@ from longtake.models import load_model
 from longtake.models.costs import model_costs
 from longtake.observe.timing import Phases
 from longtake.parallel.setting import GIB
-from longtake.stages.plan_assessment import assess, shortfalls_of
+from longtake.stages.plan_assessment import assess, shortfalls_of, spread_evenly
 from longtake.stages.plan_hardware import cluster_of, rates_of
 from longtake.stages.plan_remedies import changed_all, largest_that_works
-from longtake.stages.plan_workload import hypothetical, read_workload, sample_rows, token_counter
+from longtake.stages.plan_workload import SampledRow, hypothetical, read_workload, sample_rows, token_counter
 from longtake.world.write import write_world
 
 HERE = Path(__file__).parent
@@ -300,3 +300,11 @@ def test_ranks_are_those_of_the_launch_unless_named(monkeypatch: pytest.MonkeyPa
         assert cluster_of(HardwareConfig(device="h100", nodes=nodes, gpus_per_node=per_node)).ranks_per_node == ranks
     with pytest.raises(ConfigError, match=r"hardware\.nodes = 3 in a launch of 4 processes"):
         cluster_of(HardwareConfig(device="h100", nodes=3))
+
+
+def test_the_usual_step_draws_sources_by_their_weights() -> None:
+    """Rows of 0 to 9 tokens three times as often as those of 10 to 39; without weights as often as there are rows."""
+    rows = [SampledRow(number, 0, (), False, "a" if number < 10 else "b") for number in range(40)]
+    assert [row.prompt_tokens for row in spread_evenly(rows, {"a": 3.0, "b": 1.0}, 8)] == [0, 2, 4, 5, 7, 9, 17, 32]
+    plain = [SampledRow(number, 0, (), False, "") for number in range(40)]
+    assert [row.prompt_tokens for row in spread_evenly(plain, {}, 8)] == [2, 7, 12, 17, 22, 27, 32, 37]

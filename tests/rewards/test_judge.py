@@ -169,6 +169,18 @@ def test_a_take_counts_when_what_is_not_known_has_no_weight(tmp_path: Path) -> N
     assert scores.total.tolist() == [1.0] and scores.valid.tolist() == [True]
 
 
+def test_a_source_that_pays_nothing_for_accuracy_asks_no_judge(tmp_path: Path) -> None:
+    config = RewardConfig(judge=JudgeConfig(endpoint=EndpointConfig()))
+    with LlmServer(honest) as server, judge_of(server, tmp_path) as judge:
+        rewards = Rewards(config, 64, judge=judge, of_sources={"form": {"format": 1.0}, "own": {"accuracy": 1.0}})
+        batch = [
+            (replace(ROW, source=source), [take(response(answer))]) for source, answer in (("form", "cave"), ("own", "snow"), ("", "hall"))
+        ]
+        scores = rewards.score_all(batch)
+        assert sorted(asked(server)) == ["hall", "snow"]
+    assert [score.named["accuracy"].tolist() for score in scores] == [[0.0], [0.0], [1.0]]
+
+
 def test_what_was_judged_is_kept_and_what_failed_is_asked_again(tmp_path: Path) -> None:
     """Over judges, as over runs: a verdict is paid once, and only a failed call is made anew."""
     pairs = [(ROW, response(answer)) for answer in ("hall", "cave", "snow")]

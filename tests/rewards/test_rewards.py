@@ -58,6 +58,22 @@ def test_a_source_has_weights_of_its_own() -> None:
     assert totals == {"": run, "a": pytest.approx([2.0 - 1.0, 2.0]), "b": run, "c": [1.0, 0.0], "d": run}
 
 
+def test_a_function_is_asked_about_the_rows_of_sources_that_name_it(tmp_path: Path) -> None:
+    """A reward for boxes need not make sense of texts."""
+    body = "    assert example.source == 'boxes'\n    return 0.5\n"
+    config = RewardConfig(
+        weights={"accuracy": 1.0, "mine": 0.0}, functions={"mine": user_file(tmp_path, f"def reward(example, text):\n{body}")}
+    )
+    own = {"boxes": {"mine": 1.0}, "texts": {"accuracy": 2.0}}
+    boxes, texts = (
+        Rewards(config, 64, of_sources=own).score(replace(EXAMPLE, source=source), [take(TEXTS[0])]) for source in ("boxes", "texts")
+    )
+    assert boxes.total.tolist() == [0.5] and boxes.named["mine"].tolist() == [0.5]
+    assert texts.total.tolist() == [2.0] and texts.named["mine"].isnan().all() and texts.valid.all()
+    with pytest.raises(RewardError, match="reward mine on row others/41"):
+        Rewards(config, 64, of_sources=own).score(replace(EXAMPLE, source="others"), [take(TEXTS[0])])
+
+
 def test_equal_takes_have_equal_totals() -> None:
     """Bit for bit, so that a uniform group is seen as one."""
     weights = {"accuracy": 0.7, "format": 0.1}
@@ -135,7 +151,7 @@ def test_a_user_function_that_fails_names_itself_the_problem_and_the_cause(tmp_p
     rewards = Rewards(RewardConfig(weights={"mine": 1.0}, functions={"mine": spec}), 64)
     with pytest.raises(RewardError) as caught:
         rewards.score(EXAMPLE, [take("B")])
-    assert "reward mine on problem_id 41" in str(caught.value) and message in str(caught.value)
+    assert "reward mine on row 41" in str(caught.value) and message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

@@ -168,8 +168,32 @@ def test_a_source_without_a_usable_row_is_refused(rl: Make, rows: Path, stills: 
     write_rows(tmp_path / "gone.jsonl", [gone])
     mixed = data(rows, stills)
     mixed["sources"]["gone"] = {"rows": tmp_path / "gone.jsonl"}
-    with pytest.raises(RowError, match="no row of gone can be used"):
+    with pytest.raises(RowError, match=r"1 of 17 rows cannot be used \(gone 1 of 1\), 25% of what is drawn"):
         rl_stage.run(rl("empty", data=mixed))
+
+
+def test_a_source_whose_videos_do_not_decode_counts_by_its_weight(rl: Make, rows: Path, stills: Path, tmp_path: Path) -> None:
+    """One row of fourteen, and most of what is drawn: found out by the first that is decoded."""
+    picture = (stills.parent / "x.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(picture[: len(picture) // 2])
+    (tmp_path / "whole.png").write_bytes(picture)
+    text = "?\nA. red\nB. blue"
+    broken = [
+        Row(number, text, "image", "plot", "", (), "<answer>A</answer>", images=(f"{name}.png",))
+        for number, name in enumerate(("cut", "whole"))
+    ]
+    write_rows(tmp_path / "rows.jsonl", broken)
+
+    def mixed(weight: float, count: int) -> dict[str, Any]:
+        found = data(rows, stills)
+        found["sources"]["broken"] = {"rows": tmp_path / "rows.jsonl", "weight": weight, "max_rows": count}
+        return found | {"max_failed_fraction": 0.2}
+
+    with pytest.raises(RowError, match=r"1 of 18 rows .* found out while training; see above \(broken 1 of 2\), 25% of what is drawn"):
+        rl_stage.run(rl("heavy", data=mixed(3.0, 2), steps=4, prompts_per_step=4))
+    rl_stage.run(rl("light", data=mixed(0.5, 2), steps=4, prompts_per_step=4))
+    with pytest.raises(RowError, match=r"broken 1 of 1\), 14% of what is drawn"):
+        rl_stage.run(rl("nothing_left", data=mixed(0.5, 1), steps=4, prompts_per_step=4))
 
 
 def test_a_validation_of_a_mixture_takes_its_sources_in_turn(rl: Make, rows: Path, stills: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -186,6 +187,48 @@ def test_trained_tower_does_not_depend_on_micro_batches(sft: Make) -> None:
     for size in (1, 4):
         stage.run(sft(f"micro{size}", micro_batch_size=size, model={"train_vision": True}, optimizer={"eps": 1e-4}))
     assert largest_difference(last_weights(sft("micro1").out), last_weights(sft("micro4").out)) < 1e-6
+
+
+@pytest.mark.parametrize("field", ["problem", "reasoning", "answer", "videos", "subtitles", "bytes"])
+def test_resumed_on_rows_that_show_or_teach_something_else_is_refused(sft: Make, rows: Path, tmp_path: Path, field: str) -> None:
+    """Also where the bytes of a video are others under the same name, and where only the validation has changed."""
+    shutil.copytree(rows.parent, tmp_path / "copy")
+    path = tmp_path / "copy" / rows.name
+    data = {"rows": path, "with_subtitles": True}
+    for name, own in (("trains", {"data": data}), ("validates", {"validation": {"data": data, "every": 1, "max_new_tokens": 2}})):
+        stage.run(sft(name, **own))
+        stage.run(sft(name, **own))  # as it was
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    first, last = records[0], next(record for record in records if record["videos"] != records[0]["videos"])
+    if field == "bytes":
+        shutil.copy(path.parent / last["videos"], path.parent / first["videos"])
+    elif field == "subtitles":
+        subtitles = path.parent / first["subtitles"]
+        subtitles.write_text("1\n00:00:01,000 --> 00:00:02,000\nSomething else is said.\n")
+    else:
+        other = "<answer>A</answer>" if "B" in first["answer"] else "<answer>B</answer>"
+        first |= {"problem": {"problem": "So " + first["problem"]}, "answer": {"answer": other}}.get(field, {field: last[field]})
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    with pytest.raises(CheckpointError, match="not those that this run was started with"):
+        stage.run(sft("trains", data=data, max_steps=3))
+    validates = sft("validates", validation={"data": data, "every": 1, "max_new_tokens": 2}, max_steps=3)
+    if field == "reasoning":  # which validation does not read
+        stage.run(validates)
+    else:
+        with pytest.raises(CheckpointError, match="or those of the validation"):
+            stage.run(validates)
+
+
+def test_a_row_without_reasoning_teaches_nothing_and_is_a_failed_row(sft: Make, rows: Path, tmp_path: Path) -> None:
+    records = [json.loads(line) for line in rows.read_text().splitlines()]
+    records[3]["reasoning"] = " \n"
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    data = {"rows": path, "root": rows.parent}
+    stage.run(sft(data=data))
+    assert metrics_of(sft().out)[0]["failures/known_rows"] == 1.0
+    with pytest.raises(RowError, match=r"1 of 12 rows cannot be used.*no reasoning.*leave such rows to RL"):
+        stage.run(sft("strict", data={**data, "max_failed_fraction": 0.05}))
 
 
 def test_a_response_that_cannot_be_written_is_a_failed_row_before_training(sft: Make, rows: Path, tmp_path: Path) -> None:

@@ -16,7 +16,9 @@ class VideoLimits(Section):
     """What a hostile file cannot pass."""
 
     max_bytes: int = Field(default=64 << 30, ge=1)
-    """Largest file read, in bytes."""
+    """Largest video file read, in bytes."""
+    max_image_bytes: int = Field(default=256 << 20, ge=1)
+    """Largest image file read, in bytes; all of it may be held in memory."""
     max_seconds: float = Field(default=24 * 3600.0, gt=0)
     """Longest duration, in seconds."""
     max_frame_pixels: int = Field(default=8192 * 4320, ge=1)
@@ -136,7 +138,7 @@ class PromptConfig(Section):
     system: str | None = None
     """System message; None: the chat template's own."""
     instruction: str = (
-        "Think about the video step by step inside <think> </think>, then give the final answer inside <answer> </answer>: "
+        "Think step by step inside <think> </think>, then give the final answer inside <answer> </answer>: "
         "the letter only for a multiple-choice question, otherwise a short text."
     )
     """Appended to the question after a line break; empty: nothing is appended."""
@@ -168,6 +170,8 @@ class SourceConfig(Section):
     """Put the subtitle text in front of the question; None: as data.with_subtitles says."""
 
 
+SMALLEST_SHARE = 1e-6
+"""Of a source: one that is drawn more seldom would do nothing in any run, without a word."""
 SOURCE_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -208,6 +212,11 @@ class DataConfig(Section):
             given = ", ".join([*(f"{name} beside sources" for name in own), *(f"a source named {name[:80]!r}" for name in odd)])
             rule = "each source has its own, and a name of letters, digits, _ and -"
             raise broken(given, rule, "set them in data.sources.NAME, and rename what has other characters")
+        total = sum(source.weight for source in self.sources.values())
+        rare = [name for name, source in self.sources.items() if source.weight < SMALLEST_SHARE * total]
+        if rare:
+            given = f"data.sources.{rare[0]}.weight = {self.sources[rare[0]].weight:g} beside {total:g} in all"
+            raise broken(given, f"a source is at least {SMALLEST_SHARE:g} of what is drawn", "raise its weight, or take it out")
         return self
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 import torch
 from torch import Tensor
@@ -38,7 +39,8 @@ class Rewards:
     accuracy  1 when `is_correct`, else 0; with a judge the answer to an open-ended row is right when it says so
     format    1 when the response is one think pair, then one answer pair, and nothing else (`parse_response`), else 0
     overlong  `overlong_reward`, when there is an OverlongConfig; its weight is 1, as in DAPO, unless `weights` gives another
-    A user's function is called as function(example, response_text) -> float. A name without a weight counts 0 and is only logged.
+    A user's function is called as function(example, response_text) -> float. A weight of 0: it is only logged. Of the rows of a source with
+    weights of its own, a function that these do not name is not called, and a judge is asked only where they name accuracy.
     """
 
     def __init__(
@@ -59,7 +61,7 @@ class Rewards:
         self.max_new_tokens, self.overlong, self.judge = max_new_tokens, overlong, judge
         default = {"overlong": 1.0} if overlong is not None else {}
         self.weights = default | config.weights
-        self.of_sources = {name: {**default, **weights} for name, weights in (of_sources or {}).items() if weights}
+        self._of_sources = {name: {**default, **weights} for name, weights in (of_sources or {}).items() if weights}
 
     def score(self, example: Example, takes: Sequence[Take]) -> RewardScores:
         """Rewards of the takes of one prompt. Raises RewardError when a user's function does not give a number."""
@@ -71,13 +73,18 @@ class Rewards:
         verdicts = iter(self._verdicts(responses))
         return [self._score(example, takes, verdicts) for example, takes in batch]
 
+    def _weights_of(self, example: Example) -> Mapping[str, float]:
+        return self._of_sources.get(example.source, self.weights)
+
     def _verdicts(self, responses: Sequence[tuple[Example, str]]) -> Sequence[Verdict]:
-        if self.judge is not None:
-            return self.judge.verdicts(responses)
-        return [is_correct(example, text) for example, text in responses]
+        own = [self._of_sources.get(example.source, {"accuracy": 1.0}) for example, _ in responses]
+        asked = [self.judge is not None and "accuracy" in weights for weights in own]
+        judged = iter(self.judge.verdicts(list(compress(responses, asked))) if self.judge is not None else ())
+        return [next(judged) if asks else is_correct(*response) for asks, response in zip(asked, responses, strict=True)]
 
     def _score(self, example: Example, takes: Sequence[Take], verdicts: Iterator[Verdict]) -> RewardScores:
         own = [next(verdicts) for _ in takes]
+        weights = self._weights_of(example)
         named = {
             "accuracy": [math.nan if isinstance(verdict, JudgeFailure) else float(verdict) for verdict in own],
             "format": [float(parse_response(take.text).well_formed) for take in takes],
@@ -86,9 +93,9 @@ class Rewards:
             cache = self.overlong.cache_tokens
             named["overlong"] = [overlong_reward(take.token_ids.numel(), self.max_new_tokens, cache) for take in takes]
         for name, function in self.functions.items():
-            named[name] = [call_function(name, function, example, take.text) for take in takes]
+            named[name] = [call_function(name, function, example, take.text) if name in weights else math.nan for take in takes]
         tensors = {name: torch.tensor(values, dtype=torch.float32) for name, values in named.items()}
-        total = self._total(tensors, self.of_sources.get(example.source, self.weights))
+        total = self._total(tensors, weights)
         masked = self.overlong is not None and self.overlong.mask_truncated
         whole = torch.tensor([not (masked and take.finish_reason == "length") for take in takes], dtype=torch.bool)
         unjudged = tuple(verdict.kind if isinstance(verdict, JudgeFailure) else None for verdict in own)

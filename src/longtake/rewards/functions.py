@@ -62,7 +62,7 @@ def import_failed(spec: str, error: Exception) -> RewardError:
 
 def call_function(name: str, function: RewardFunction, example: Example, text: str) -> float:
     """The reward of one response. Raises RewardError naming function, problem and cause when it raises or returns no finite number."""
-    where = f"reward {name} on problem_id {example.problem_id}"
+    where = f"reward {name} on row {example.name}"
     try:
         value = function(example, text)
     except Exception as error:  # a user's function may raise anything; a wrong reward must not pass for a low one

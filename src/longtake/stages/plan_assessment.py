@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from longtake.config.plan import PlanConfig
 from longtake.errors import ConfigError, MemoryLimitError, PromptTooLongError, RowError
@@ -77,7 +79,7 @@ class Assessment:
 
 
 def assess(config: PlanConfig, workload: Workload, cluster: Cluster, rates: DeviceRates) -> Assessment:
-    """Plan a usual step (prompts spread evenly over the lengths there are, takes as long as expected) and the largest (the longest prompts,
+    """Plan a usual step (prompts spread evenly over the lengths drawn, takes as long as expected) and the largest (the longest prompts,
     takes of max_new_tokens). Raises RowError when no row is left, ModelError for a model that is none."""
     costs = model_costs(config.model.path, config.model.dtype)
     setting = setting_of(config, costs, cluster, rates)
@@ -88,7 +90,7 @@ def assess(config: PlanConfig, workload: Workload, cluster: Cluster, rates: Devi
     videos, num_videos = _videos(config, rows)
     kept = _kept(config, costs, videos, num_videos)
     longest = longest_rows(config, rows)
-    evenly = [rows[(2 * place + 1) * len(rows) // (2 * config.prompts_per_step)] for place in range(config.prompts_per_step)]
+    evenly = spread_evenly(rows, {name: source.weight for name, source in config.data.sources.items()}, config.prompts_per_step)
     largest = _step(config, setting, longest, config.rollout.max_new_tokens)
     usual = _step(config, setting, evenly, config.response_tokens or config.rollout.max_new_tokens)
     sizes = largest_bytes(config, setting, longest, largest)
@@ -117,6 +119,14 @@ def shortfalls_of(config: PlanConfig, workload: Workload, cluster: Cluster, rate
     sizes = largest_bytes(config, setting, longest_rows(config, sorted(rows, key=lambda row: row.prompt_tokens)), None)
     videos, num_videos = _videos(config, rows)
     return shortfalls(setting, sizes, _host(config, setting, videos, num_videos, max(size.total for _, size in sizes)))
+
+
+def spread_evenly(rows: Sequence[SampledRow], weights: Mapping[str, float], count: int) -> list[SampledRow]:
+    """`count` of `rows`, in their order, each standing for an equal part of what is drawn: a source as often as its weight says."""
+    counts = Counter(row.source for row in rows)
+    drawn = np.cumsum([weights.get(row.source, 1.0) * len(rows) / counts[row.source] for row in rows])
+    middles = (2 * np.arange(count) + 1) * drawn[-1] / (2 * count)
+    return [rows[place] for place in np.searchsorted(drawn, middles, side="right")]
 
 
 def longest_rows(config: PlanConfig, rows: Sequence[SampledRow]) -> list[SampledRow]:

@@ -43,6 +43,8 @@ class AskedRow:
     media: tuple[VideoInfo | ImageInfo, ...]
     """Nothing: asked blind, or a text-only row."""
     text_tokens: int
+    source: str = ""
+    """Name of the source in a mixture."""
 
 
 @dataclass
@@ -63,6 +65,7 @@ class SampledRow:
     media: tuple[tuple[Path, VideoShape], ...]
     """Which they are, and how each is sampled; an image is a video of one temporal group."""
     reduced: bool
+    source: str
 
     @property
     def video(self) -> VideoShape | None:
@@ -146,7 +149,7 @@ def _asked(row: SourcedRow, config: PlanConfig, count: Callable[[str], int], loo
     example = check_row(row.item, row.root, None, with_subtitles=row.with_subtitles)
     media = look.at(row.item, row.root) if config.data.with_video else ()
     text = user_text(example, config.prompt) + (config.prompt.system or "")
-    return AskedRow(media, count(text) + TEMPLATE_TOKENS + TEMPLATE_TOKENS_OF_MEDIA * max(0, len(media) - 1))
+    return AskedRow(media, count(text) + TEMPLATE_TOKENS + TEMPLATE_TOKENS_OF_MEDIA * max(0, len(media) - 1), row.source)
 
 
 def token_counter(model_path: str) -> Callable[[str], int]:
@@ -184,7 +187,7 @@ def _sampled(row: AskedRow, video: VideoConfig, max_prompt_tokens: int, costs: M
     shapes = [_shape(info, video, costs) for info in row.media]
     tokens = sum(num_video_tokens(costs, shape.num_frames, shape.height, shape.width) for shape, _ in shapes)
     media = tuple((info.path, shape) for info, (shape, _) in zip(row.media, shapes, strict=True))
-    found = SampledRow(tokens + row.text_tokens, tokens, media, any(reduced for _, reduced in shapes))
+    found = SampledRow(tokens + row.text_tokens, tokens, media, any(reduced for _, reduced in shapes), row.source)
     if found.prompt_tokens > max_prompt_tokens:
         raise PromptTooLongError(
             f"a prompt of {found.prompt_tokens:,} tokens, {found.video_tokens:,} of them of videos and images",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from longtake.config.sections import PromptConfig
+from longtake.config.sections import DataConfig, PromptConfig
 from longtake.config.stages import RlConfig, SftConfig
 from longtake.data.order import Mixture, positions
 from longtake.data.rows import check_failures, in_turn, read_examples
@@ -23,32 +24,56 @@ Order = Callable[[int, int, tuple[int, ...]], list[int]]
 
 
 def read_training_rows(config: SftConfig | RlConfig, index: DigestIndex) -> tuple[list[Example], list[Failure]]:
-    """Usable rows in their order, and the failures, each said aloud once. Raises RowError when too many failed or none is left."""
+    """Usable rows in their order, and the failures, each said aloud once. Raises RowError when too many failed or none is left, of a
+    mixture when this holds for the share of the draws or for one of its sources."""
     items = read_examples(config.data, index)
     if isinstance(config, SftConfig):
         items = [teachable(item) for item in items]
     check_failures(items, config.data.max_failed_fraction)
     failures = [item for item in items if isinstance(item, Failure)]
+    refuse_failed(config.data, Counter(item.source for item in items), Counter(failure.source for failure in failures))
     for failure in failures:
         place = f"row {failure.name}" if failure.name is not None or not failure.source else f"a row of {failure.source}"
         say(f"skipped {place}: {failure.message}", style="yellow")
     return [item for item in items if isinstance(item, Example)], failures
 
 
-def order_of(config: SftConfig | RlConfig, examples: Sequence[Example]) -> Order:
-    """(start, count, front) -> indices of the rows at these data positions, see `data.order`.
+def refuse_failed(data: DataConfig, rows: Counter[str], failed: Counter[str], told: str = "") -> None:
+    """Raises RowError when more than data.max_failed_fraction of what is drawn falls on rows that cannot be used, or a source has no other.
 
-    Raises RowError for a source of a mixture of which no row can be used.
+    `rows`, `failed`: of each source, "" for rows of one file; a source counts by its weight, however few its rows. `told` goes into the
+    message.
     """
+    weights = {name: source.weight for name, source in data.parts.items()}
+    empty = [name for name in weights if failed[name] == rows[name]]
+    share = sum(weight * failed[name] / rows[name] for name, weight in weights.items() if rows[name]) / sum(weights.values())
+    if not empty and share <= data.max_failed_fraction:
+        return
+    given = f"{failed.total()} of {rows.total()} rows cannot be used{told}"
+    if data.sources:
+        listed = ", ".join(f"{name} {failed[name]} of {rows[name]}" for name in weights if failed[name] or not rows[name])
+        given += f" ({listed}), {share:.0%} of what is drawn"
+    raise RowError(
+        given,
+        rule=f"at most {data.max_failed_fraction:.0%} fail (data.max_failed_fraction), and at least one row is left, of every source",
+        remedy="mend the rows, allow a larger share, or take a source out of the mixture",
+    )
+
+
+def order_of(config: SftConfig | RlConfig, examples: Sequence[Example]) -> Order:
+    """(start, count, front) -> indices of the rows at these data positions, see `data.order`."""
     if not config.data.sources:
         return lambda start, count, front: positions(start, count, len(examples), config.seed, front)
     counts = Counter(example.source for example in examples)
-    empty = [name for name in config.data.sources if not counts[name]]
-    if empty:
-        given = f"no row of {', '.join(empty)} can be used"
-        raise RowError(given, rule="every source of a mixture has rows to draw", remedy="mend its rows, or take it out of data.sources")
     weights = {name: source.weight for name, source in config.data.sources.items()}
     return Mixture({name: counts[name] for name in weights}, weights, config.seed).at
+
+
+def facts_of(example: Example, taught: bool) -> tuple[Any, ...]:
+    """What decides about training on a row, or validating with it; its reasoning only where it is taught."""
+    media = [(ref.kind, ref.digest) for ref in example.media]
+    shown = (example.name, media, example.subtitles, example.question)
+    return (*shown, example.answer, example.answer_kind, example.category, example.reasoning if taught else None)
 
 
 def media_of(examples: Sequence[Example]) -> list[VideoRef]:
@@ -67,10 +92,16 @@ def longest_rows(team: Team, model: Model, source: VideoSource, examples: Sequen
 
 
 def teachable(item: Example | Failure) -> Example | Failure:
-    """A row whose response cannot be written down is a Failure now, and not in the middle of training."""
+    """A row whose response cannot be written down, or has no reasoning to teach, is a Failure now, and not in the middle of training."""
     if isinstance(item, Failure):
         return item
     try:
+        if not item.reasoning.strip():
+            raise RowError(
+                f"problem {item.problem_id}: no reasoning",
+                rule="SFT teaches the reasoning that leads to the answer; an empty one would be taught as the right response",
+                remedy="leave such rows to RL, which needs none, or write their reasoning",
+            )
         response_text(item)
     except RowError as error:
         return Failure(item.problem_id, "rows", type(error).__name__, str(error), item.category, item.source)

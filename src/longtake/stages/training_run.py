@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from types import TracebackType
 from typing import Any, Self
 
@@ -51,13 +52,13 @@ from longtake.rollout.engine import Engine
 from longtake.rollout.transformers_engine import TransformersEngine
 from longtake.stages.shared_evaluation import share_evaluation
 from longtake.stages.team import Nowhere, RollCall, Team
-from longtake.stages.training_rows import longest_rows, media_of, order_of, read_training_rows, validation_items
+from longtake.stages.training_rows import facts_of, longest_rows, media_of, order_of, read_training_rows, refuse_failed, validation_items
 from longtake.training.checkpoint import CheckpointStore
 from longtake.training.optimizer import Optimizer, build_optimizer
 from longtake.training.reference import Reference
 from longtake.training.shard_loading import fill
 from longtake.training.trainable import choose_trainable, parameter_counts
-from longtake.types import Example, Failure, Prompt, RowName
+from longtake.types import Example, Failure, Prompt, RowName, source_of
 
 VALIDATION_MAY_RAISE = (LongtakeError, OSError, MemoryError, RuntimeError)
 """RuntimeError: what torch raises, out of memory included. Anything else is a fault of ours and is told, after the step is saved."""
@@ -167,13 +168,11 @@ class TrainingRun:
 
     def _refuse_other_runs(self) -> None:
         """A rank that does not see the folder, or sees other rows or videos, would make another run of it."""
-        videos = digest_of(*([ref.digest for ref in example.media] for example in self.examples))
-        validation = digest_of(*(str(item.name) for item in self.validation))
-        told = self.team.tell([self.step, self.resumed, self._rows_digest(), videos, validation])
+        told = self.team.tell([self.step, self.resumed, self._rows_digest])
         if any(one != told[0] for one in told):
             raise CheckpointError(
                 f"the ranks do not see the same run: steps {[one[0] for one in told]}, resumed {[one[1] for one in told]}, "
-                f"{len({one[2] for one in told})} different sets of rows, {len({one[3] for one in told})} of videos",
+                f"{len({one[2] for one in told})} different sets of rows and videos",
                 rule="all ranks read the same rows, videos and checkpoints",
                 remedy=f"put {self.config.out}, the rows and the videos on a file system that all machines share",
             )
@@ -202,15 +201,19 @@ class TrainingRun:
 
     def _refuse_other_rows(self, rows: str) -> None:
         """The data position counts rows: among other rows it means nothing."""
-        if rows != self._rows_digest():
+        if rows != self._rows_digest:
             raise CheckpointError(
-                f"the usable rows of {self.config.data.files} are not those that this run was started with",
-                rule="a resumed run is the same experiment",
+                f"the usable rows of {self.config.data.files}, or those of the validation, are not those that this run was started with",
+                rule="a resumed run is the same experiment: the same questions, keys, subtitles and bytes of videos",
                 remedy="restore rows and videos (a video that went missing or came back counts), or start anew in another `out`",
             )
 
+    @cached_property
     def _rows_digest(self) -> str:
-        return digest_of(*((example.name, example.question, example.answer) for example in self.examples))
+        """Of all that is shown, asked and taught, and of what validates it."""
+        taught = self.kind == "sft"
+        validated = [facts_of(item, taught=False) if isinstance(item, Example) else str(item.name) for item in self.validation]
+        return digest_of("rows 2", [facts_of(example, taught) for example in self.examples], validated)
 
     @property
     def validation_examples(self) -> list[Example]:
@@ -295,14 +298,14 @@ class TrainingRun:
         self.failed_in_use.add(example.name)
 
     def _refuse_too_many(self) -> None:
-        total, failed = len(self.examples) + len(self.failures), len(self.failures) + len(self.failed_in_use)
-        if len(self.failed_in_use) == len(self.examples) or failed > self.config.data.max_failed_fraction * total:
+        unread = [failure.source for failure in self.failures]
+        rows = Counter([*(example.source for example in self.examples), *unread])
+        failed = Counter([*unread, *map(source_of, self.failed_in_use)])
+        try:
+            refuse_failed(self.config.data, rows, failed, f", {len(self.failed_in_use)} of them found out while training; see above")
+        except RowError:
             self.save_if_new()
-            raise RowError(
-                f"{failed} of {total} rows cannot be used, {len(self.failed_in_use)} of them found out while training; see above",
-                rule=f"at most {self.config.data.max_failed_fraction:.0%} fail (data.max_failed_fraction), and at least one is left",
-                remedy="mend the rows, or allow a larger share",
-            )
+            raise
 
     def failure_metrics(self, failures: Counter[str]) -> dict[str, float]:
         """Rows that failed in this step by kind, and those of the whole set known to be unusable so far."""
@@ -366,7 +369,7 @@ class TrainingRun:
             "seconds": self.seconds,
             "steps_without_signal": self.steps_without_signal,
             "failed_in_use": sorted(self.failed_in_use, key=str),
-            "rows": self._rows_digest(),
+            "rows": self._rows_digest,
             "front": list(self.front),
         }
         self.saved_step = self.step

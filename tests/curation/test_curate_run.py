@@ -16,6 +16,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from longtake.config.env import one_thread
 from longtake.config.stages import WorldConfig
@@ -245,6 +246,16 @@ def test_a_policy_answers_and_a_judge_decides_about_open_ended_rows(world: Path,
     assert rows and all(row["pass_rate"] == rates[row["key"]] for row in rows)
     card = json.loads((tmp_path / "dataset" / FIGURES).read_text())
     assert {one["purpose"]: one["answers"] for one in card["calls"]}["judge"] == num_judged
+
+
+def test_what_cannot_go_well_is_told_before_anything_is_paid(world: Path, tmp_path: Path):
+    (tmp_path / "labels.jsonl").write_text("no label\n")
+    with asked_oracle(world) as server:
+        with pytest.raises(CurationError, match="line 1: no JSON"):
+            curate.run(checked(curate_values(world, tmp_path / "out", server.url, publish={"labels": str(tmp_path / "labels.jsonl")})))
+        assert not server.requests
+        with pytest.raises(ValidationError, match="neither vlm nor reasoner has a price"):
+            checked(curate_values(world, tmp_path / "out", server.url, budget={"max_cost": 1.0}))
 
 
 def test_ctrl_c_leaves_with_one_line_and_loses_nothing(world: Path, tmp_path: Path, undisturbed):

@@ -64,14 +64,14 @@ def test_every_row_is_placed_once_and_no_video_is_in_two_splits(rows: list[Rated
 
 @given(worlds, quotas, st.integers(0, 5))
 def test_quotas_are_filled_exactly_as_far_as_there_are_rows(rows: list[RatedRow], eval_rows: dict[str, int], seed: int):
-    outcome = split(rows, seed, eval_rows=eval_rows)
+    outcome = split(rows, seed, eval_rows=eval_rows, max_eval_videos=1.0)
     there = Counter(one.draft.category for one in rows)
     got = Counter(one.row.draft.category for one in outcome.kept if one.split == "eval")
     for category in CATEGORIES:
         wanted = eval_rows.get(category, 0)
         assert got[category] == min(wanted, there[category])
-        told = f"only {there[category]} rows of {category} for the evaluation split, where split.eval_rows asks for {wanted}"
-        assert (told in outcome.warnings) == (there[category] < wanted)
+        told = f"only {there[category]} rows of {category} for the evaluation split, where split.eval_rows asks for {wanted}: "
+        assert any(warning.startswith(told) for warning in outcome.warnings) == (there[category] < wanted)
     assert all(drop.reason == SURPLUS and drop.stage == "split" for drop in outcome.dropped)
 
 
@@ -124,7 +124,7 @@ def test_evaluation_takes_the_videos_that_lose_least():
         outcome = split(rows, seed, eval_rows={"goal": 2})
         assert [one.row.draft.digest for one in outcome.kept if one.split == "eval"] == ["both", "both"]
         assert outcome.dropped == ()
-    three = split(rows, eval_rows={"goal": 3})
+    three = split(rows, eval_rows={"goal": 3}, max_eval_videos=0.7)
     assert videos_of(three)["eval"] == {"both", "one"}
     assert [(drop.key, drop.reason, drop.category) for drop in three.dropped] == [("one-1", "eval_surplus", "plot")]
     assert "has its 0 rows of plot" in three.dropped[0].message
@@ -147,7 +147,17 @@ def test_sft_and_rl_videos_are_drawn_too():
 @pytest.mark.parametrize(("share", "told"), [(1 / 3, ["sft"]), (0.9, ["rl"]), (0.0, []), (1.0, [])])
 def test_an_empty_split_is_told(share: float, told: list[str]):
     outcome = split(rows_of({"only": 4}), sft_share=share)
-    assert list(outcome.warnings) == [f"the {split} split is empty: too few videos are left for it" for split in told]
+    assert list(outcome.warnings) == [
+        f"the {split} split is empty, too few videos are left: curate more, or lower split.eval_rows" for split in told
+    ]
+
+
+@given(worlds, quotas, st.sampled_from([0.1, 0.5, 0.9]))
+def test_evaluation_leaves_videos_to_train_on(rows: list[RatedRow], eval_rows: dict[str, int], share: float):
+    """Where quotas ask for more than a folder can give, training is not what pays for it."""
+    outcome = split(rows, 0, eval_rows=eval_rows, max_eval_videos=share)
+    videos = {one.draft.digest for one in rows}
+    assert len(videos_of(outcome)["eval"]) <= share * len(videos)
 
 
 def test_rows_come_by_split_and_key():

@@ -69,10 +69,11 @@ def test_an_account_without_credit_ends_the_run(tmp_path: Path, reply: Reply) ->
     assert len(server.requests) == 1
 
 
-def test_a_model_that_the_server_has_not_is_told_with_those_it_has(tmp_path: Path) -> None:
-    with LlmServer(lambda body: refused(404, "no model"), models=("qwen", "llama")) as server, pytest.raises(LlmError) as caught:
+@pytest.mark.parametrize("status", [400, 404])
+def test_a_model_that_the_server_has_not_is_told_with_those_it_has(tmp_path: Path, status: int) -> None:
+    with LlmServer(lambda body: refused(status, "no model"), models=("qwen", "llama")) as server, pytest.raises(LlmError) as caught:
         asked(endpoint(server.url, model="gwen"), tmp_path, [CAPTION])
-    assert "404 for model 'gwen' (no model); it has qwen, llama" in caught.value.given
+    assert f"{status} for model 'gwen' (no model); it has qwen, llama" in caught.value.given
 
 
 @pytest.mark.parametrize("status", [403, 404])

@@ -203,7 +203,10 @@ class SplitConfig(Section):
     sft_share: float = Field(default=1 / 3, ge=0, le=1)
     """Share of the training rows for chain-of-thought SFT; the others are for RL."""
     eval_rows: dict[str, int] = Field(default={})
-    """Rows of the evaluation split by category, e.g. {"temporal": 50}; empty: there is none."""
+    """Rows of the evaluation split by category, e.g. {"temporal": 50}; empty: there is none. What else is asked about its videos is dropped
+    (`eval_surplus`), since a video is in one split alone."""
+    max_eval_videos: float = Field(default=0.5, gt=0, le=1)
+    """Most videos of the evaluation split, as a share of those that have rows: quotas too large for a folder leave its training rows."""
 
 
 class PublishConfig(Section):
@@ -272,4 +275,7 @@ class CurateConfig(Section):
     def _check(self) -> Self:
         if not re.fullmatch(r"[0-9]{1,6}/[0-9]{1,6}", self.shard) or not self.shard_index < self.num_shards:
             raise broken(f"shard = {self.shard!r}", "i/n with 0 <= i < n", "write e.g. 0/4, 1/4, 2/4 and 3/4 on four machines")
+        if self.budget.max_cost is not None and not any(one.input_price or one.output_price for one in (self.vlm, self.reasoner)):
+            given = f"budget.max_cost = {self.budget.max_cost:g}, and neither vlm nor reasoner has a price"
+            raise broken(given, "a limit on money needs prices", "set input_price and output_price, or budget.max_tokens")
         return self

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,7 +59,7 @@ def publish(
     """
     if not rows:
         raise CurationError(
-            "no row is left to publish", rule="a data set has rows", remedy="see what was left out and why: longtake curate view"
+            "no row is left to publish", rule="a data set has rows", remedy=f"see what was left out and why: longtake curate view {out}"
         )
     _refuse_unreadable(rows)
     used = _videos_of(rows, videos)
@@ -76,7 +77,8 @@ def publish(
         if own:
             write_lines(partial / f"{split}.jsonl", own)
             pq.write_table(pa.Table.from_pylist(own, schema=SCHEMA), partial / f"{split}.parquet")
-    write_lines(partial / DROPS, (to_json(drop) for drop in facts.drops))
+    here = f"{facts.config.videos.resolve()}/"
+    write_lines(partial / DROPS, (to_json(replace(drop, message=drop.message.replace(here, ""))) for drop in facts.drops))
     figures = card_figures(rows, list(used.values()), facts)
     write_card(partial, figures, facts.prompts)
     _replace(target, partial)

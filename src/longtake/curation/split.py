@@ -8,6 +8,7 @@ whole videos allow.
 from __future__ import annotations
 
 import heapq
+import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ def split_rows(rows: Sequence[RatedRow], config: SplitConfig, seed: int) -> Spli
     for row in sorted(rows, key=lambda row: row.draft.key):
         videos[row.draft.digest].append(row)
     order = sorted(videos, key=lambda digest: digest_of("order of videos 1", seed, digest))
-    chosen, surplus = _evaluation(videos, order, config.eval_rows, seed)
+    chosen, surplus = _evaluation(videos, order, config.eval_rows, math.floor(config.max_eval_videos * len(order)), seed)
     taken = {row.draft.digest for row in (*chosen, *surplus)}
     left = {digest: videos[digest] for digest in order if digest not in taken}
     for_sft = _sft_videos(left, config.sft_share)
@@ -66,8 +67,10 @@ def _refuse_repeated(rows: Sequence[RatedRow]) -> None:
         )
 
 
-def _evaluation(videos: Videos, order: Sequence[str], quotas: Mapping[str, int], seed: int) -> tuple[list[RatedRow], list[RatedRow]]:
-    """(rows of the evaluation split, surplus rows of its videos).
+def _evaluation(
+    videos: Videos, order: Sequence[str], quotas: Mapping[str, int], most: int, seed: int
+) -> tuple[list[RatedRow], list[RatedRow]]:
+    """(rows of the evaluation split, surplus rows of its videos), which are `most` at most.
 
     Next is always the video that loses the fewest rows for each one it gives, and of those that lose equally few the first in the drawn
     order. As the need falls a video can only get worse, so that one whose rank is as it was is still the best (lazy greedy).
@@ -78,13 +81,14 @@ def _evaluation(videos: Videos, order: Sequence[str], quotas: Mapping[str, int],
     heapq.heapify(ranked)
     chosen: list[RatedRow] = []
     surplus: list[RatedRow] = []
-    while ranked and any(need.values()):
+    while ranked and most and any(need.values()):
         loss, place, digest = heapq.heappop(ranked)
         now = _loss(counts[digest], need)
         if now != loss:
             if now is not None:
                 heapq.heappush(ranked, (now, place, digest))
             continue
+        most -= 1
         for row in sorted(videos[digest], key=lambda row: digest_of("order of rows 1", seed, row.draft.key)):
             wanted = need[row.draft.category] > 0
             need[row.draft.category] -= wanted
@@ -158,7 +162,8 @@ def _surplus_drop(row: RatedRow, quotas: Mapping[str, int]) -> Drop:
 def _unfilled(chosen: Sequence[RatedRow], quotas: Mapping[str, int]) -> list[str]:
     found = Counter(row.draft.category for row in chosen)
     return [
-        f"only {found[category]} rows of {category} for the evaluation split, where split.eval_rows asks for {quota}"
+        f"only {found[category]} rows of {category} for the evaluation split, where split.eval_rows asks for {quota}: curate more videos, "
+        "lower it, or raise split.max_eval_videos"
         for category, quota in sorted(quotas.items())
         if found[category] < quota
     ]
@@ -167,4 +172,8 @@ def _unfilled(chosen: Sequence[RatedRow], quotas: Mapping[str, int]) -> list[str
 def _empty(placed: Sequence[PlacedRow], config: SplitConfig) -> list[str]:
     counts = Counter(one.split for one in placed)
     wanted = {"sft": config.sft_share > 0, "rl": config.sft_share < 1}
-    return [f"the {split} split is empty: too few videos are left for it" for split in ("sft", "rl") if wanted[split] and not counts[split]]
+    return [
+        f"the {split} split is empty, too few videos are left: curate more, or lower split.eval_rows"
+        for split in ("sft", "rl")
+        if wanted[split] and not counts[split]
+    ]

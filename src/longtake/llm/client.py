@@ -30,8 +30,8 @@ from longtake.llm.server import ChatServer, Completion
 from longtake.observe.keyed_lines import KeyedLines
 from longtake.observe.progress import say
 
-_PERHAPS_ALL = (403, 404)
-"""These refuse one call (moderation, a route of a gateway), or every call: a key without rights, a model that is not there."""
+_PERHAPS_ALL = (400, 403, 404)
+"""These refuse one call (moderation, a text that is too long), or every call: a key without rights, a model that is not there."""
 _ALL_WAIT = (429, 503)
 """With Retry-After these speak of the server, not of one call."""
 
@@ -63,7 +63,7 @@ class LlmClient:
         """What ended the run: no further request is sent."""
         self._has_answered = False
         self._refused_in_row = 0
-        """Requests refused with 403 or 404 since the last answer."""
+        """Requests refused with one of these since the last answer."""
         self._heard_at = float("-inf")
         """When the server last sent anything at all."""
         self._server: ChatServer | None = None
@@ -307,13 +307,13 @@ class LlmClient:
             raise error
 
     async def _refusal_of_all(self, fault: Fault) -> LlmError | None:
-        """Where 403 or 404 means every call: the server has answered none and does not list the model to this key, or more calls than are
-        in flight at once were refused with no answer between them. None: it is this call's failure."""
+        """Where such a status means every call: the server has answered none and does not list the model to this key, or (403, 404) more
+        calls than are in flight at once were refused with no answer between them. None: it is this call's failure."""
         assert self._server is not None
         self._refused_in_row += 1
         names = await self._server.model_names()
         served = self._has_answered or (not isinstance(names, Fault) and self._model in names)
-        if served and self._refused_in_row <= self.config.concurrency:
+        if served and (fault.status == 400 or self._refused_in_row <= self.config.concurrency):
             return None
         denied = fault.status == 403
         return no_access(self.config, fault, self._server.has_key) if denied else not_found(self.config, str(self._model), fault, names)

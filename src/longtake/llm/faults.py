@@ -51,10 +51,10 @@ def no_credit(config: EndpointConfig, fault: Fault) -> LlmError:
 
 
 def not_found(config: EndpointConfig, model: str, fault: Fault, names: list[str] | Fault) -> LlmError:
-    """404. `names`: what the server lists."""
+    """400 or 404. `names`: what the server lists."""
     listed = "it lists no models either" if isinstance(names, Fault) else f"it has {', '.join(names) or 'no model'}"
     return LlmError(
-        f"{config.url} answers 404 for model {model!r} ({fault.message}); {listed}",
+        f"{config.url} answers {fault.status} for model {model!r} ({fault.message}); {listed}",
         rule="the address ends with the version, such as /v1, and the server has the model",
         remedy="correct url, or name one of its models in model",
     )

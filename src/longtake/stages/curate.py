@@ -15,6 +15,7 @@ from longtake.config.curate import STAGES, CurateConfig
 from longtake.config.env import num_cores
 from longtake.config.load import dump_config
 from longtake.config.meta import run_meta
+from longtake.curation.audit import read_labels
 from longtake.curation.ingest import Origin, deduplicate, inspect, inspect_held_out, list_files, read_origins
 from longtake.curation.outputs import forget_stages, write_stage
 from longtake.curation.pipeline import Tools, curate_videos, is_mine, reaches, sorted_out
@@ -61,6 +62,8 @@ def run(config: CurateConfig) -> None:
     folder = config.out if config.num_shards == 1 else config.out / "shards" / f"{config.shard_index}-of-{config.num_shards}"
     mine = [relative for relative in files if is_mine(relative, config)]
     origins = read_origins(config.ingest)
+    if config.publish.labels is not None:
+        read_labels(config.publish.labels)  # a mistake in it is told before anything is paid
     if unknown := sorted(origins.keys() - set(files)):
         say(f"curate: {len(unknown)} lines of {config.ingest.sources} name no video of the folder, such as {unknown[0]}", "yellow")
     say(f"curate: {len(mine)} of {len(files)} videos, {ignored} other files ignored")

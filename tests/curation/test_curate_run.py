@@ -248,6 +248,14 @@ def test_a_policy_answers_and_a_judge_decides_about_open_ended_rows(world: Path,
     assert {one["purpose"]: one["answers"] for one in card["calls"]}["judge"] == num_judged
 
 
+def test_outputs_of_other_videos_are_not_replaced_without_a_word(world: Path, tmp_path: Path, capsys):
+    shutil.copytree(world / "videos", tmp_path / "others" / "videos")
+    for folder in (world, tmp_path / "others", tmp_path / "others"):
+        curate.run(checked(curate_values(folder, tmp_path / "out", "http://127.0.0.1:9/v1", until="ingest")))
+    told = "".join(capsys.readouterr().err.split())
+    assert told.count(f"heldarunofthevideosin{world}") == 1 and told.count("heldarunof") == 1
+
+
 def test_what_cannot_go_well_is_told_before_anything_is_paid(world: Path, tmp_path: Path):
     (tmp_path / "labels.jsonl").write_text("no label\n")
     with asked_oracle(world) as server:

@@ -69,6 +69,7 @@ def run(config: CurateConfig) -> None:
     say(f"curate: {len(mine)} of {len(files)} videos, {ignored} other files ignored")
     with StopFlag() as stop, opened_state(config) as state:
         folder.mkdir(parents=True, exist_ok=True)
+        tell_of_other_videos(folder, config.videos)
         forget_stages(folder)  # else a run that breaks off would leave the outputs of two
         (folder / "config.json").write_text(dump_config(config, run_meta() | {"stage": "curate"}), encoding="utf-8")
         videos = ingest(config, mine, origins, state, stop)
@@ -103,6 +104,16 @@ def refuse_own_videos(config: CurateConfig) -> None:
                 rule="publishing replaces the data set of the run before, videos and all",
                 remedy="give the folder that the videos came from, or another `out`",
             )
+
+
+def tell_of_other_videos(folder: Path, videos: Path) -> None:
+    """Warn that the outputs of a run about another folder are about to be replaced."""
+    try:
+        before = json.loads((folder / "config.json").read_text(encoding="utf-8"))["videos"]
+    except (OSError, ValueError, LookupError):
+        return
+    if Path(before).resolve() != videos.resolve():
+        say(f"curate: {folder} held a run of the videos in {before}: its outputs are replaced, its answers stay in the state", "yellow")
 
 
 def leave_if_asked(stop: StopFlag, kept_in: Path) -> None:

@@ -32,7 +32,7 @@ import transformers
 
 import longtake
 from longtake.config.llm import EndpointConfig
-from longtake.config.sections import ImportanceConfig
+from longtake.config.sections import ImportanceConfig, VideoLimits
 from longtake.errors import CheckpointError
 from longtake.observe.digest import digest_of, digest_of_each, file_digest
 from longtake.parallel.sharded_tensors import full_state, whole
@@ -70,6 +70,7 @@ CAME_LATER: dict[str, Any] = {
     "rollout.staleness": 0,
     **{f"algorithm.importance.{name}": value for name, value in ImportanceConfig().model_dump().items()},
     "rewards.judge": None,
+    "video.limits.max_image_bytes": VideoLimits().max_image_bytes,
 }
 """Fields that the configurations of older runs do not have, and what those runs did."""
 

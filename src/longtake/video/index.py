@@ -1,4 +1,4 @@
-"""sha256 of video files, kept by (path, size, time of change), so that terabytes are not read again at each start."""
+"""sha256 of video and image files, kept by (path, size, time of change), so that terabytes are not read again at each start."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from typing import Any
 
 from longtake.config.sections import VideoLimits
 from longtake.errors import PathError, VideoDamagedError, VideoMissingError
-from longtake.types import VideoRef
+from longtake.types import MediaKind, VideoRef
+from longtake.video.image_bytes import image_limit_error
 from longtake.video.paths import open_regular
 from longtake.video.scan import limit_error
 
@@ -33,16 +34,25 @@ class DigestIndex:
     Safe to use from several threads. A damaged index file counts as empty: it is only a cache.
     """
 
-    def __init__(self, path: Path | None = None, *, max_bytes: int = VideoLimits().max_bytes) -> None:
-        self.path, self.max_bytes = path, max_bytes
+    def __init__(
+        self,
+        path: Path | None = None,
+        *,
+        max_bytes: int = VideoLimits().max_bytes,
+        max_image_bytes: int = VideoLimits().max_image_bytes,
+    ) -> None:
+        self.path, self.max_bytes, self.max_image_bytes = path, max_bytes, max_image_bytes
         self.num_hashed = 0
         """Files read so far because the index did not know them."""
         self._lock = threading.Lock()
         self._saved_at_s = -SAVE_EVERY_S
         self._entries = _read_entries(path)
 
-    def ref(self, path: Path) -> VideoRef:
-        """The file with the digest of its bytes. Raises VideoMissingError, VideoLimitError or, while it is written, VideoDamagedError."""
+    def ref(self, path: Path, kind: MediaKind = "video") -> VideoRef:
+        """The file with the digest of its bytes.
+
+        Raises VideoMissingError, VideoLimitError (each kind has a limit of its own) or, while it is written, VideoDamagedError.
+        """
         absolute = Path(os.path.abspath(path))
         try:
             with open_regular(absolute) as (file, status):
@@ -50,9 +60,8 @@ class DigestIndex:
                 with self._lock:
                     known = self._entries.get(key)
                 if known is not None and known[:2] == stamp:
-                    return VideoRef(absolute, known[2], (known[0], known[1]))
-                if status.st_size > self.max_bytes:
-                    raise limit_error(path, f"{status.st_size} bytes", "max_bytes", self.max_bytes)
+                    return VideoRef(absolute, known[2], (known[0], known[1]), kind)
+                self._check_size(path, kind, status.st_size)
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
                 after = os.fstat(file.fileno())
         except PathError as error:
@@ -61,7 +70,13 @@ class DigestIndex:
             given = f"{path}: changed while it was read"
             raise VideoDamagedError(given, rule="videos do not change while they are used", remedy="wait until it is written")
         self._remember(key, [*stamp, digest])
-        return VideoRef(absolute, digest, (stamp[0], stamp[1]))
+        return VideoRef(absolute, digest, (stamp[0], stamp[1]), kind)
+
+    def _check_size(self, path: Path, kind: MediaKind, size_bytes: int) -> None:
+        if kind == "image" and size_bytes > self.max_image_bytes:
+            raise image_limit_error(path, f"{size_bytes} bytes", "max_image_bytes", self.max_image_bytes)
+        if kind == "video" and size_bytes > self.max_bytes:
+            raise limit_error(path, f"{size_bytes} bytes", "max_bytes", self.max_bytes)
 
     def _remember(self, key: str, entry: list[Any]) -> None:
         with self._lock:

@@ -132,6 +132,9 @@ HOSTILE: dict[str, tuple[object, str]] = {
     "large_int": ({**GOOD, "problem_id": 10**4000}, "problem_id of 13288 bits of type int"),
     "nan": (json.dumps({**GOOD, "duration_s": float("nan")}), "not JSON: NaN is not a JSON number"),
     "infinity": (json.dumps({**GOOD, "duration_s": float("inf")}), "Infinity is not a JSON number"),
+    "field_twice": (json.dumps(GOOD)[:-1] + ', "answer": "<answer>A</answer>"}', "'answer' stands there twice"),
+    "nested_field_twice": (json.dumps(GOOD)[:-1] + ', "more": [[{"a": 1, "b": 2, "a": 1}]]}', "'a' stands there twice"),
+    "nested_nan": (json.dumps({**GOOD, "more": [[{"a": [float("nan")]}]]}), "not JSON: NaN is not a JSON number"),
     "overflow": (json.dumps(GOOD)[:-1] + ', "duration_s": 1e999}', "duration inf"),
     "negative_duration": ({**GOOD, "duration": -1}, "duration -1"),
     "bool_duration": ({**GOOD, "duration": True}, "duration True of type bool"),
@@ -208,6 +211,27 @@ def test_hostile_rows_in_an_array_and_in_parquet(tmp_path: Path) -> None:
     rows = read_rows(tmp_path / "rows.parquet")
     assert [type(row) for row in rows] == [Failure, Failure, Row]
     assert "duration nan" in str(rows[0]) and "rows.parquet row 2: no field answer" in str(rows[1])
+
+
+@pytest.mark.parametrize("name", ["nan", "infinity", "field_twice", "nested_field_twice", "nested_nan"])
+def test_a_flaw_in_an_array_is_one_failure_as_in_lines(tmp_path: Path, name: str) -> None:
+    record, message = HOSTILE[name]
+    texts = [json.dumps(GOOD), str(record), json.dumps({**GOOD, "problem_id": 2})]
+    (tmp_path / "rows.json").write_text(f"[{', '.join(texts)}, [NaN], NaN]")
+    first, failure, second, *last = read_rows(tmp_path / "rows.json")
+    assert isinstance(first, Row) and isinstance(second, Row) and isinstance(failure, Failure)
+    assert message in failure.message and failure.message.startswith("rows.json row 2: ")
+    assert [isinstance(one, Failure) and one.message.split(": ")[0] for one in last] == ["rows.json row 4", "rows.json row 5"]
+    (tmp_path / "rows.jsonl").write_text("\n".join(texts))
+    assert [replace(one, message="") for one in read_rows(tmp_path / "rows.jsonl")[1:2]] == [replace(failure, message="")]
+
+
+def test_a_deep_array_is_a_failure_or_ignored(tmp_path: Path) -> None:
+    """At each depth near the limit of the interpreter: never a RecursionError."""
+    for depth in range(100, 1100, 50):
+        deep = "[" * depth + "NaN" + "]" * depth
+        path = lines(tmp_path / "rows.jsonl", GOOD, json.dumps({**GOOD, "problem_id": 2})[:-1] + f', "more": {deep}}}')
+        assert [type(row) for row in read_rows(path)] == [Row, Failure]
 
 
 def test_parquet_with_wrong_column_types(tmp_path: Path) -> None:

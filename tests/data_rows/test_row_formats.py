@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from longtake.answers import is_correct
 from longtake.config.sections import DataConfig
 from longtake.data.row_files import write_rows
 from longtake.data.row_formats import PLACE_IDS, convert, detect, read_rows, read_rows_file
-from longtake.data.rows import read_examples
+from longtake.data.rows import check_row, read_examples
 from longtake.errors import RowError
 from longtake.types import Example, Failure, Row
 
@@ -131,6 +133,57 @@ def test_options_inline_or_both_and_the_same() -> None:
         assert converted({**R1, "problem": inline, "options": options}, "video_r1").problem == inline
 
 
+OPEN = {**R1, "problem": "What does the sign say?", "options": []}
+
+
+@pytest.mark.parametrize(
+    ("kind", "problem", "answer"),
+    [
+        ("OCR", "What does the sign say?", "A"),
+        ("OCR", "What does the sign say?", "A."),
+        ("OCR", "What does the sign say?", "B. blue"),
+        ("free-form", "Say what (a) or (b) is.", "a cat"),
+        ("numerical", "Point A. is here, point B. there. How far?", "3"),
+    ],
+)
+def test_a_kind_that_is_open_makes_a_letter_a_text(tmp_path: Path, kind: str, problem: str, answer: str) -> None:
+    """Also once it is written in the published format, which knows no kinds: there it stands in quotes. The same question as one of
+    no kind is refused."""
+    row = converted({**OPEN, "problem_type": kind, "problem": problem, "solution": f"<answer>{answer}</answer>"}, "video_r1")
+    assert row.answer == f'<answer>"{answer}"</answer>'
+    write_rows(tmp_path / "rows.jsonl", [row])
+    assert read_rows(tmp_path / "rows.jsonl") == [row]
+    example = check_row(row, tmp_path, None)
+    assert (example.answer, example.answer_kind, example.options) == (answer, "number" if kind == "numerical" else "text", ())
+    assert is_correct(example, f"<answer>{answer}</answer>") and not is_correct(example, "<answer>Z</answer>")
+    failure = one({**LLAVA, "conversations": talk(problem, answer)}, "llava_video")
+    assert isinstance(failure, Failure) and f"answer {answer!r} and no options that can be read" in failure.message
+    assert converted({**LLAVA, "conversations": talk(problem, f'"{answer}"')}, "llava_video").answer == row.answer
+
+
+def test_options_listed_apart_in_the_published_format(tmp_path: Path) -> None:
+    apart = {**PUBLISHED, "problem": "Where?", "options": ["A. here", "B. there"], "answer": "<answer>B. there</answer>"}
+    path = lines(
+        tmp_path / "rows.jsonl",
+        apart,
+        {**apart, "problem_id": 2, "problem": "Where?\nA. here\nB. there"},
+        {**apart, "problem_id": 3, "problem": "Where?\nA. here\nB. nowhere"},
+        {**apart, "problem_id": 4, "options": ["here", "there"]},
+        {**PUBLISHED, "problem_id": 5, "options": []},
+    )
+    first, second, *failures, last = read_rows(path)
+    assert isinstance(first, Row) and isinstance(second, Row) and first.problem == second.problem == "Where?\nA. here\nB. there"
+    assert isinstance(last, Row) and last.problem == PUBLISHED["problem"]
+    assert ["options in problem and others" in failures[0].message, "'here' without a letter" in failures[1].message] == [True, True]
+    assert (check_row(first, tmp_path, None).answer, check_row(first, tmp_path, None).answer_kind) == ("B", "letter")
+
+
+def test_subtitles_of_other_formats() -> None:
+    assert converted({**R1, "subtitles": "a.srt"}, "video_r1") == replace(R1_ROW, subtitles="a.srt")
+    assert converted({**LLAVA, "subtitles": "a.srt"}, "llava_video") == replace(LLAVA_ROW, subtitles="a.srt")
+    assert converted({**R1, "subtitles": ""}, "video_r1") == R1_ROW
+
+
 @pytest.mark.parametrize(
     ("process", "reasoning"),
     [("<think> so </think>", "so"), ("plain", "plain"), ("", ""), (None, ""), ("\n<think>a\nb</think>\n", "a\nb")],
@@ -166,7 +219,7 @@ def test_process_with_and_without_tags(process: str | None, reasoning: str) -> N
         ({"problem_type": "numerical"}, "problem_type 'numerical' and 3 options"),
         ({"problem_type": "numerical", "options": [], "solution": "<answer>many</answer>"}, "answer 'many' is not one plain number"),
         ({"problem_type": "regression", "options": [], "solution": "<answer>1, 2</answer>"}, "answer '1, 2' is not one plain number"),
-        ({"problem_type": "free-form", "options": []}, "answer 'A' and no options"),
+        ({"options": ["A: one", "b: two"]}, "options that are not spelled alike, or not in order"),
         ({"problem_type": "OCR", "options": [], "solution": f"<answer>{'x' * 5000}</answer>"}, "an answer of 5000 characters"),
         ({"process": "<think>a</think> so <think>b</think>"}, "process is not one pair of think tags"),
         ({"process": "first <think>a</think>"}, "process is not one pair of think tags"),
@@ -190,11 +243,12 @@ def test_llava_video() -> None:
 
 def test_llava_media_and_placeholders() -> None:
     two = converted(
-        {**LLAVA, "video": None, "image": ["./a.png", "b.png"], "conversations": talk("<image><image>\nQ?", "x")}, "llava_video"
+        {**LLAVA, "video": None, "image": ["./a.png", "b.png"], "conversations": talk("<image><image>\nQ?", "tea")}, "llava_video"
     )
     assert (two.data_type, two.videos, two.images, two.problem) == ("image", (), ("a.png", "b.png"), "Q?")
     for question in ("Q?\n<video>", "<video> Q?", "Q?"):
-        assert converted({**LLAVA, "conversations": talk(question, "x")}, "llava_video").problem == "Q?"
+        assert converted({**LLAVA, "conversations": talk(question, "tea")}, "llava_video").problem == "Q?"
+    assert converted({**LLAVA, "image": "", "images": []}, "llava_video") == LLAVA_ROW, "what it shows is named"
     text = converted({"id": 4, "conversations": talk("2 and 2?", "4")}, "llava_video")
     assert (text.problem_id, text.data_type, text.videos, text.images) == (4, "text", (), ())
 
@@ -205,7 +259,7 @@ def test_only_whole_last_lines_that_say_how_to_reply_are_taken_off() -> None:
         ("Q? Answer the question using a single word or phrase.", "Q? Answer the question using a single word or phrase."),
         ("Q?\nAnswer in French.", "Q?\nAnswer in French."),
     ):
-        assert converted({**LLAVA, "conversations": talk(question, "x")}, "llava_video").problem == problem
+        assert converted({**LLAVA, "conversations": talk(question, "tea")}, "llava_video").problem == problem
 
 
 def test_turns_are_rows_with_failures_of_their_own() -> None:
@@ -241,6 +295,12 @@ def test_turns_are_rows_with_failures_of_their_own() -> None:
         ({"conversations": talk("<image><image>\nQ?", "yes")}, "2 placeholders for 1 new videos and images"),
         ({"conversations": talk("Is <image> a knife?", "yes")}, "a placeholder inside the question"),
         ({"video": None}, "1 placeholders for 0 new videos and images"),
+        ({"video": "", "conversations": talk("Q?", "tea")}, "an empty video"),
+        ({"video": None, "image": [], "conversations": talk("Q?", "tea")}, "an empty image"),
+        ({"video": None, "videos": "a.mp4", "conversations": talk("Q?", "tea")}, "a field videos"),
+        ({"images": ["a.png"]}, "a field images"),
+        ({"video": None, "images": [], "conversations": talk("Q?", "tea")}, "an empty images"),
+        ({"subtitles": 3}, "subtitles is of type int"),
         ({"image": "a.png"}, "a video and an image"),
         ({"video": 7}, "video is of type int"),
         ({"video": ["a.mp4", ""]}, "video is a list of 2, 1 of them empty"),

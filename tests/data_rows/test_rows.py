@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from longtake.answers import is_correct
 from longtake.config.sections import DataConfig
 from longtake.data.row_files import write_rows
 from longtake.data.rows import check_failures, check_row, parse_options, read_examples
@@ -128,9 +129,93 @@ def test_options(problem: str, letters: str) -> None:
     assert all(option.text == words[option.letter] for option in options)
 
 
+OTHERWISE = [
+    "What?\nA: red\nB: blue",
+    "What?\nA:red\nB:blue",
+    "What?\nA.red\nB.blue\n",
+    "What?\na. red\nb. blue",
+    "What?\n(a) red\n(b) blue",
+    "What?\na) red\n\nb) blue",
+    "What?\r\n**A.** red\r\n**B.** blue",
+    "What?\n**(A)** red\n**(B)** blue",
+    "What?\n**A**: red\n**B**: blue",
+]
+
+
+@pytest.mark.parametrize("problem", OTHERWISE)
+@pytest.mark.parametrize("key", ["B", "b", "(B)", "B.", "B. blue", "b. blue", "blue", "**B.** blue"])
+def test_options_spelled_otherwise(root: Path, problem: str, key: str) -> None:
+    """Read where nothing else can be meant, and scored as any letter."""
+    example = check_row(replace(ROW, problem=problem, answer=f"<answer>{key}</answer>"), root, None)
+    assert example.options == (Option("A", "red"), Option("B", "blue"))
+    assert (example.answer, example.answer_kind, example.question) == ("B", "letter", problem)
+    for answer, right in (
+        ("B", True),
+        ("(B)", True),
+        ("B. blue", True),
+        ("blue", True),
+        ("A", False),
+        ("A. red", False),
+        ("b or a", False),
+    ):
+        assert is_correct(example, f"<answer>{answer}</answer>") == right, answer
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        "What? A. red B. blue",
+        "What? (A) red (B) blue",
+        "What? (a)red(b)blue",
+        "What?\nA - red\nB - blue",
+        "What?\n[A] red\n[B] blue",
+        "What?\nA: red\nb: blue",
+        "What?\nA: red\nB:blue",
+        "What?\nB: blue\nA: red",
+        "What?\nA: red\nC: blue",
+        "What?\nA: red\nB: blue\nAnswer with the letter.",
+        "What? A: now\nA: red\nB: blue",
+        "A: Hello.\nB: Hi.\nWho speaks first?",
+        "A: red\nB: blue",
+        "\uff21\uff0e red\n\uff22\uff0e blue",
+    ],
+)
+@pytest.mark.parametrize("key", ["B", "B. blue", "blue", "3"])
+def test_what_may_be_options_is_no_open_question(root: Path, problem: str, key: str) -> None:
+    """Two readings: refused, and quotes say that it is open-ended."""
+    with pytest.raises(RowError, match="no options that can be read") as caught:
+        check_row(replace(ROW, problem=problem, answer=f"<answer>{key}</answer>"), root, None)
+    assert "problem_id 1" in str(caught.value) and 'quote its answer: <answer>"..."</answer>' in str(caught.value)
+    example = check_row(replace(ROW, problem=problem, answer=f'<answer>"{key}"</answer>'), root, None)
+    assert (example.answer, example.answer_kind, example.options) == (key, "number" if key == "3" else "text", ())
+
+
+@pytest.mark.parametrize("key", ["B", "x", "(B)", "B.", "b: blue", "C) it is", "**B.** blue", "\\boxed{B}", "The answer is B.", "[B]"])
+def test_an_answer_that_looks_like_a_letter_needs_options(root: Path, key: str) -> None:
+    with pytest.raises(RowError, match="no options that can be read"):
+        check_row(replace(ROW, problem="Which one?", answer=f"<answer>{key}</answer>"), root, None)
+
+
+@pytest.mark.parametrize(
+    ("problem", "key"),
+    [
+        ("What is on the flag?", "U.S. Army"),
+        ("Is it 5 a.m. or 8 p.m. in Washington, D.C. and e.g. Paris?", "a.m. probably"),
+        ("Who wrote it?", "A man"),
+        ("Did Plan B. fail?", "I think so"),
+        ("Was it J. K. Rowling or J. R. R. Tolkien?", "neither"),
+        ("Which flask(s) of type (a) are full?", '"the second"'),
+    ],
+)
+def test_open_questions_are_still_read(root: Path, problem: str, key: str) -> None:
+    example = check_row(replace(ROW, problem=problem, answer=f"<answer>{key}</answer>"), root, None)
+    assert (example.answer, example.answer_kind) == (key, "text")
+
+
 @pytest.mark.parametrize(
     ("problem", "message"),
     [
+        ("Q?\nA: one\nB: One", "two options with the same text"),
         ("Q?\nA. one\nA. two", "an option letter is repeated"),
         ("Q?\nA. one\nB. two\n(A) three", "an option letter is repeated"),
         ("Q?\nA. one", "options A"),
@@ -256,8 +341,27 @@ def test_missing_subtitles_fail_only_when_asked_for(root: Path) -> None:
     row = replace(ROW, subtitles="videos/gone.srt")
     assert isinstance(read(root, row)[0], Example)
     assert isinstance(read(root, row, with_subtitles=True)[0], Failure)
-    (without,) = read(root, replace(ROW, subtitles=None), with_subtitles=True)
-    assert isinstance(without, Example) and without.subtitles is None
+
+
+def test_rows_with_subtitles_are_counted(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Once per file; rows without any are shown as they are, and a file in which none has them is refused."""
+    rows = [replace(ROW, problem_id=number, subtitles="videos/one.srt" if number == 2 else None) for number in range(3)]
+    items = read(root, *rows, with_subtitles=True)
+    assert [item.subtitles for item in items if isinstance(item, Example)] == [None, None, "hello there\nbye"]
+    assert capfd.readouterr().err.count("rows.jsonl: 1 of 3 rows have subtitles") == 1
+    read(root, *rows)
+    assert capfd.readouterr().err == ""
+    with pytest.raises(RowError, match=r"rows\.jsonl: 0 of 2 rows have subtitles.*set data\.with_subtitles = false"):
+        read(root, *rows[:2], with_subtitles=True)
+    parts = {"with": {"rows": root / "rows.jsonl", "with_subtitles": True}}
+    with pytest.raises(RowError, match=r"set data\.sources\.with\.with_subtitles = false"):
+        read_examples(DataConfig.model_validate({"sources": parts}))
+
+
+def test_subtitles_stand_in_order_of_time(root: Path) -> None:
+    cues = "1\n00:00:05,000 --> 00:00:06,000\nlater\n\n2\n00:00:01,000 --> 00:00:09,000\nearlier\n"
+    (root / "videos" / "one.srt").write_text(cues)
+    assert check_row(ROW, root, None, with_subtitles=True).subtitles == "earlier\nlater"
 
 
 def test_damaged_subtitles(root: Path) -> None:

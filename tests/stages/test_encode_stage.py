@@ -9,15 +9,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from longtake.cli import main
 from longtake.config.load import dump_config
 from longtake.config.stages import EncodeConfig, EvaluateConfig, RlConfig, SftConfig
 from longtake.data import videos
+from longtake.data.row_files import write_rows
+from longtake.errors import VideoDamagedError
 from longtake.stages import encode as stage
 from longtake.stages import rl as rl_stage
 from longtake.testing.processes import run_processes
 from longtake.testing.training import NUM_VIDEOS, ROWS_PER_VIDEO, assert_same_run, metrics_of
+from longtake.types import Failure, Row
 from longtake.video.decode import load_frames
 from longtake.video.index import DigestIndex
 
@@ -196,6 +200,61 @@ def test_the_file_of_any_run_will_do_and_a_typing_error_will_not(rl: Make, sft: 
 
 def test_videos_come_in_the_order_of_the_rows(rl: Make, rows: Path, tmp_path: Path) -> None:
     config = EncodeConfig.model_validate(rl("run", cache={"folder": tmp_path}).model_dump())
-    counts, failures = stage.media_rows(config)
-    assert failures == [] and list(counts.values()) == [ROWS_PER_VIDEO] * NUM_VIDEOS
-    assert [path.name for path, _ in counts] == sorted(path.name for path, _ in counts)
+    rows_read = list(stage.rows_of(config.data, None))
+    media = stage.media_of(rows_read)
+    assert len(rows_read) == NUM_VIDEOS * ROWS_PER_VIDEO and len(media) == NUM_VIDEOS
+    assert [path.name for path, _ in media] == sorted(path.name for path, _ in media)
+
+
+def image_rows(folder: Path, names: list[tuple[str, ...]], num_texts: int) -> Path:
+    """Rows of these images, of which d.png is cut in half, and rows of text alone behind them."""
+    folder.mkdir()
+    for name in "abcd":
+        Image.new("RGB", (56, 56), (ord(name), 0, 0)).save(folder / f"{name}.png")
+    (folder / "d.png").write_bytes((folder / "d.png").read_bytes()[:60])
+    asked = "q?\nA. r\nB. b", "image", "plot", "s", (), "<answer>A</answer>"
+    rows = [Row(number, *asked, images=images) for number, images in enumerate(names)]
+    texts = [Row(100 + number, asked[0], "text", *asked[2:]) for number in range(num_texts)]
+    write_rows(folder / "rows.jsonl", [*rows, *texts])
+    return folder / "rows.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("names", "num_texts", "told"),
+    [
+        ([("a.png",), ("b.png",), ("c.png",), ("d.png",)], 20, ""),
+        ([("a.png",), ("b.png",), ("c.png",), ("d.png",)], 4, "1 of 8 rows cannot be used"),
+        ([("a.png", "b.png", "c.png"), ("a.png", "d.png")], 18, ""),
+        ([("a.png", "b.png", "c.png"), ("a.png", "d.png", "d.png")], 2, "1 of 4 rows cannot be used"),
+        ([("a.png",), ("d.png", "e.png")], 18, ""),
+        ([], 3, ""),
+    ],
+)
+def test_the_share_of_failures_is_one_of_rows(
+    rl: Make, tmp_path: Path, capfd: Capture, names: list[tuple[str, ...]], num_texts: int, told: str
+) -> None:
+    """At most a tenth of the rows: one without media counts once, as does one with several, and it fails with any of them."""
+    path = image_rows(tmp_path / "stills", names, num_texts)
+    config = rl("run", data={"rows": path}, cache={"folder": tmp_path / "cache"})
+    assert main(["encode", saved(config, tmp_path / "rl.json")]) == (2 if told else 0)
+    assert told in capfd.readouterr().err
+
+
+def test_rows_of_validation_are_encoded_and_refuse_nothing(rl: Make, tmp_path: Path, capfd: Capture) -> None:
+    """As in the run, where such a row is a wrong answer."""
+    path = image_rows(tmp_path / "stills", [("a.png",), ("d.png",), ("d.png",), ("d.png",)], 0)
+    validation = {"validation": {"data": {"rows": path}, "num_rows": 4, "max_new_tokens": 2}}
+    assert main(["encode", saved(rl("run", cache={"folder": tmp_path / "cache"}, **validation), tmp_path / "rl.json")]) == 0
+    assert f"{NUM_VIDEOS + 2} videos: {NUM_VIDEOS + 1} encoded; 1 failed" in capfd.readouterr().err
+
+
+def test_each_shard_judges_its_rows() -> None:
+    """Media 0 and 2 are those of shard 0. Rows 1 and 4 are dealt out by their places, row 3 is of both."""
+    media: list[stage.Media] = [(Path(str(number)), "image") for number in range(4)]
+    unreadable = Failure(4, "rows", "RowError", "bad")
+    rows: list[stage.MediaRow] = [[media[0]], [], [media[1]], [media[2], media[3]], unreadable]
+    error = VideoDamagedError("3", rule="r", remedy="m")
+    first = stage.row_outcomes(rows, media[::2], {media[2]: error}, 0, 2)
+    second = stage.row_outcomes(rows, media[1::2], {}, 1, 2)
+    assert [isinstance(row, Failure) for row in first] == [False, True, True] and first[-1] is unreadable
+    assert second == [[], [media[1]], [media[2], media[3]]]

@@ -118,10 +118,16 @@ def test_srt_reads_what_is_out_there(tmp_path: Path) -> None:
     (tmp_path / "s.srt").write_bytes(text.encode())
     assert read_srt(tmp_path / "s.srt") == [
         Cue(1.5, 2.0, "Hello\nthere"),
-        Cue(3723.4, 3724.05, "<i>7</i>"),
-        Cue(3599.999, 3600.0, ""),
         Cue(9.0, 9.5, "12"),
+        Cue(3599.999, 3600.0, ""),
+        Cue(3723.4, 3724.05, "<i>7</i>"),
     ]
+
+
+def test_srt_of_one_start_keep_their_order(tmp_path: Path) -> None:
+    cues = [Cue(2.0, 3.0, "c"), Cue(1.0, 9.0, "a"), Cue(1.0, 2.0, "b"), Cue(0.0, 1.0, "d")]
+    write_srt(tmp_path / "s.srt", cues)
+    assert [cue.text for cue in read_srt(tmp_path / "s.srt")] == ["d", "a", "b", "c"]
 
 
 def test_srt_round_trip(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -95,12 +97,13 @@ def read_json(path: Path) -> Iterator[Record]:
         return
     if path.stat().st_size > MAX_ARRAY_BYTES:
         raise row_error(str(path), f"larger than {MAX_ARRAY_BYTES} bytes", "write it as JSON lines (.jsonl), which is read row by row")
-    values = decode_json(path.read_bytes(), str(path))
+    values = load_json(path.read_bytes(), str(path))
     if isinstance(values, RowError):
         raise values
     if not isinstance(values, list):
         raise row_error(str(path), "not one JSON array", "write one array of objects, or JSON lines")
-    yield from enumerate(values, start=1)
+    for number, value in enumerate(values, start=1):
+        yield number, without_flaw(value, f"{path.name} row {number}")
 
 
 def read_parquet(path: Path) -> Iterator[Record]:
@@ -116,10 +119,23 @@ def read_parquet(path: Path) -> Iterator[Record]:
         raise row_error(str(path), f"no readable Parquet file ({error})", "write it again") from error
 
 
+@dataclass(frozen=True)
+class Flaw:
+    """Stands in decoded JSON for an object or a number that Python would read in silence, but that is no JSON, or not one value."""
+
+    given: str
+    remedy: str
+
+
 def decode_json(data: bytes, where: str) -> object:
-    """The value, or the RowError in its place. RecursionError is what thousands of nested brackets end in."""
+    """The value, or the RowError in its place; also for a name that an object has twice, of which Python would keep the last."""
+    return without_flaw(load_json(data, where), where)
+
+
+def load_json(data: bytes, where: str) -> object:
+    """The value, a Flaw where one is, or the RowError in its place. RecursionError is what thousands of nested brackets end in."""
     try:
-        return json.loads(data.decode("utf-8-sig"), parse_constant=refuse_constant)
+        return json.loads(data.decode("utf-8-sig"), parse_constant=no_number, object_pairs_hook=object_of)
     except UnicodeDecodeError as error:
         return row_error(where, f"not UTF-8 at byte {error.start}", "save the file as UTF-8")
     except RecursionError:
@@ -128,8 +144,34 @@ def decode_json(data: bytes, where: str) -> object:
         return row_error(where, f"not JSON: {error}", "write one JSON object per row")
 
 
-def refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a JSON number")
+def without_flaw(value: object, where: str) -> object:
+    """The value, or the RowError in the place of one with a flaw."""
+    flaw = flaw_of(value)
+    return value if flaw is None else row_error(where, flaw.given, flaw.remedy)
+
+
+def no_number(name: str) -> Flaw:
+    return Flaw(f"not JSON: {name} is not a JSON number", "write one JSON object per row")
+
+
+def object_of(pairs: list[tuple[str, object]]) -> dict[str, object] | Flaw:
+    """The object, or a flaw in it."""
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        repeated = (name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        return Flaw(f"{', '.join(map(shown, repeated))} stands there twice", "give every field once")
+    return flaw_of(list(record.values())) or record
+
+
+def flaw_of(value: object) -> Flaw | None:
+    """A flaw in a value, of whose objects those with one are a Flaw already."""
+    left = [value]
+    while left:
+        one = left.pop()
+        if isinstance(one, Flaw):
+            return one
+        left += one if isinstance(one, list) else ()
+    return None
 
 
 def parse_row(value: object, where: str) -> Row:
@@ -153,7 +195,7 @@ def parse_row(value: object, where: str) -> Row:
         problem_id=id_field(record["problem_id"], where),
         videos=paths_field(record.get("videos"), "videos", where),
         images=paths_field(record.get("images"), "images", where),
-        subtitles=None if record.get("subtitles") is None else text_field(record["subtitles"], "subtitles", where),
+        subtitles=subtitles_field(record.get("subtitles"), where),
         duration_s=duration_field(record.get("duration_s", record.get("duration")), where),
         **texts,
     )
@@ -186,6 +228,11 @@ def paths_field(value: object, name: str, where: str) -> tuple[str, ...]:
     if not all(paths) or len(paths) > MAX_MEDIA:
         raise row_error(where, f"{name} is a list of {len(paths)}, {paths.count('')} of them empty", f"name 1 to {MAX_MEDIA} files")
     return paths
+
+
+def subtitles_field(value: object, where: str) -> str | None:
+    """The path; None where it is empty. Raises RowError."""
+    return None if value is None else text_field(value, "subtitles", where) or None
 
 
 def duration_field(value: object, where: str) -> float | None:

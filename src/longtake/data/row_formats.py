@@ -2,7 +2,7 @@
 
 Nothing is guessed and nothing left out in silence: what has one meaning is converted, all else is a `Failure` in its place.
 
-* `longvideo_reason`: the published fields, see `row_files`.
+* `longvideo_reason`: the published fields, see `row_files`; `options` listed apart as in Video-R1.
 * `video_r1`: problem_id, problem, data_type (video | image), problem_type (KINDS), options listed apart (`["A. red", ...]`), process
   (the reasoning, with or without think tags), solution (`<answer>B</answer>`), path.
 * `llava_video`: id, conversations of `{"from": "human" | "gpt", "value": text}`, video or image. Every question with its answer is a
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, get_args
@@ -26,8 +26,18 @@ from longtake.answers.letters import MAX_ANSWER_CHARS
 from longtake.answers.response import ANSWER, END_ANSWER, END_THINK, THINK, between
 from longtake.answers.texts import fold
 from longtake.config.sections import RowFormat
-from longtake.data.asked import OPTION_LINE, parse_answer, parse_options
-from longtake.data.row_files import id_field, parse_row, paths_field, read_records, row_error, row_failure, shown, text_field
+from longtake.data.asked import OPTION_LINE, OTHER_LINE, like_choice, parse_answer, parse_options
+from longtake.data.row_files import (
+    id_field,
+    parse_row,
+    paths_field,
+    read_records,
+    row_error,
+    row_failure,
+    shown,
+    subtitles_field,
+    text_field,
+)
 from longtake.errors import RowError
 from longtake.types import Failure, Option, Row
 
@@ -133,7 +143,8 @@ def convert(value: object, format: RowFormat, number: int, where: str) -> list[R
             remedy = "keep one format per file, or name the right one in data.format"
             raise row_error(where, f"a row of {found} in a file read as {format}", remedy)
         if format == "longvideo_reason":
-            return [parse_row(value, where)]
+            row, listed = parse_row(value, where), value.get("options") if isinstance(value, dict) else None
+            return [replace(row, problem=with_options(row.problem, listed, where)[0]) if listed else row]
         if isinstance(value, RowError):
             raise value
         if not isinstance(value, dict):
@@ -171,7 +182,8 @@ def video_r1_row(record: Mapping[str, Any], number: int, where: str) -> Row:
         reasoning=reasoning_of(record.get("process"), where),
         videos=media if data_type == "video" else (),
         images=media if data_type == "image" else (),
-        answer=answer_of(text_field(record["solution"], "solution", where), options, where, number_wanted=kind in NUMBER_KINDS),
+        answer=answer_of(text_field(record["solution"], "solution", where), options, where, problem, kind),
+        subtitles=subtitles_field(record.get("subtitles"), where),
     )
 
 
@@ -180,15 +192,17 @@ def with_options(problem: str, listed: object, where: str) -> tuple[str, tuple[O
     inline = parse_options(problem, where)
     if not problem:
         raise row_error(where, "an empty problem", "fill in problem")
-    if listed is None or listed == []:
+    if not listed:
         return problem, inline
     if not isinstance(listed, list):
         raise row_error(where, f"options of type {type(listed).__name__}", "list them as texts")
     lines = [" ".join(text_field(option, "an option", where).split()) for option in listed]
     for line in lines:
-        if not OPTION_LINE.fullmatch(line):
+        if not (OPTION_LINE.fullmatch(line) or OTHER_LINE.fullmatch(line)):
             raise row_error(where, f"option {line[:40]!r} without a letter", "write each as `A. text`")
-    options = parse_options("\n".join(lines), where)
+    options = parse_options("\n".join(["?", *lines]), where)
+    if len(options) < len(lines):
+        raise row_error(where, "options that are not spelled alike, or not in order", "write each as `A. text`")
     if inline and inline != options:
         raise row_error(where, "options in problem and others in options", "keep one of them")
     return problem if inline else "\n".join([problem, *lines]), options
@@ -214,15 +228,20 @@ def llava_rows(record: Mapping[str, Any], number: int, where: str) -> Iterator[R
     videos, images = (paths(record.get(name), name, where) for name in ("video", "image"))
     if videos and images:
         raise row_error(where, "a video and an image", "name one of them: their order is not known")
+    if misnamed := [name for name in ("videos", "images") if record.get(name)]:
+        raise row_error(where, f"a field {' and '.join(misnamed)}", "name media in the fields video or image")
+    if not (videos or images) and (empty := [name for name in ("video", "image", "videos", "images") if record.get(name) is not None]):
+        raise row_error(where, f"an empty {' and '.join(empty)}", "name the file, or leave the field out where there is none")
     own_id = id_of(record.get("id"), number, 0, where)
     data_type, category = "video" if videos else "image" if images else "text", category_of(record)
+    subtitles = subtitles_field(record.get("subtitles"), where)
     for turn, (question, reply) in enumerate(turns):
         here = where if len(turns) == 1 else f"{where} turn {turn + 1}"
         problem_id = own_id if len(turns) == 1 else id_of(None, number, turn, here)
         try:
             problem = question_of(question, len(videos + images) if turn == 0 else 0, here)
-            answer = answer_of(f"{ANSWER}{reply}{END_ANSWER}", parse_options(problem, here), here)
-            yield Row(problem_id, problem, data_type, category, "", videos, answer, images=images)
+            answer = answer_of(f"{ANSWER}{reply}{END_ANSWER}", parse_options(problem, here), here, problem)
+            yield Row(problem_id, problem, data_type, category, "", videos, answer, images=images, subtitles=subtitles)
         except RowError as error:
             yield failure_of(error, problem_id, category)
 
@@ -260,13 +279,18 @@ def question_of(text: str, num_media: int, where: str) -> str:
     return question
 
 
-def answer_of(text: str, options: tuple[Option, ...], where: str, *, number_wanted: bool = False) -> str:
-    """`<answer>B</answer>` with the letter where there are options, else what stands between the tags. Raises RowError."""
-    answer, kind = parse_answer(text, options, where)
-    if number_wanted and kind != "number":
+def answer_of(text: str, options: tuple[Option, ...], where: str, problem: str, kind_given: str = CHOICE) -> str:
+    """`<answer>B</answer>` with the letter where there are options, else what stands between the tags: in quotes where it would be taken
+    for that of a choice, and is none by the kind of the row. Raises RowError."""
+    answer, kind = parse_answer(text, options, where, problem, is_open=kind_given != CHOICE)
+    if kind_given in NUMBER_KINDS and kind != "number":
         raise row_error(where, f"answer {answer[:40]!r} is not one plain number", "write one, or make the question free-form")
     if len(answer) > MAX_ANSWER_CHARS:
         raise row_error(where, f"an answer of {len(answer)} characters", f"at most {MAX_ANSWER_CHARS} can be compared")
+    if kind != "letter" and like_choice(answer, problem) is not None:
+        if '"' in answer:
+            raise row_error(where, f"answer {answer[:40]!r} looks like an option", "write it without quotes inside")
+        answer = f'"{answer}"'
     return f"{ANSWER}{answer}{END_ANSWER}"
 
 

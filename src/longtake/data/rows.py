@@ -14,6 +14,7 @@ from longtake.data.asked import parse_answer, parse_options
 from longtake.data.row_files import write_rows
 from longtake.data.row_formats import read_rows
 from longtake.errors import LongtakeError, PathError, RowError, VideoError
+from longtake.observe.progress import say
 from longtake.types import Example, Failure, MediaKind, Row, RowName, VideoRef, row_name
 from longtake.video.index import DigestIndex
 from longtake.video.paths import resolve_inside
@@ -71,8 +72,21 @@ def read_sourced(config: DataConfig) -> list[SourcedRow]:
             raise RowError(given, rule="at least one row is left", remedy=remedy)
         root = source.rows.parent if source.root is None else source.root
         subtitles = config.with_subtitles if source.with_subtitles is None else source.with_subtitles
+        if subtitles:
+            count_subtitles(items, source.rows, name)
         found += [SourcedRow(replace(item, source=name) if isinstance(item, Failure) else item, name, root, subtitles) for item in items]
     return found
+
+
+def count_subtitles(items: Sequence[Row | Failure], path: Path, source: str) -> None:
+    """Say how many rows of a file have subtitles, which are to be shown. Raises RowError when none has."""
+    rows = [item for item in items if isinstance(item, Row)]
+    told = f"{sum(row.subtitles is not None for row in rows)} of {len(rows)} rows have subtitles"
+    if rows and all(row.subtitles is None for row in rows):
+        setting = f"data.sources.{source}.with_subtitles" if source else "data.with_subtitles"
+        rule = "where subtitles are to be shown (with_subtitles), at least one row has some"
+        raise RowError(f"{path}: {told}", rule=rule, remedy=f"name the SRT files in the field subtitles, or set {setting} = false")
+    say(f"{path}: {told}")
 
 
 def read_examples(config: DataConfig, index: DigestIndex | None = None) -> list[Example | Failure]:
@@ -116,7 +130,7 @@ def check_row(row: Row, root: Path, index: DigestIndex | None, *, with_subtitles
     if not row.problem.strip():
         raise RowError(f"{where}: empty problem", rule="every row asks something", remedy="fill in problem")
     options = parse_options(row.problem, where)
-    answer, answer_kind = parse_answer(row.answer, options, where)
+    answer, answer_kind = parse_answer(row.answer, options, where, row.problem)
     check_media(row, where)
     return Example(
         problem_id=row.problem_id,
@@ -127,7 +141,7 @@ def check_row(row: Row, root: Path, index: DigestIndex | None, *, with_subtitles
         category=row.problem_type,
         reasoning=row.reasoning,
         media=() if index is None else media_refs(row, root, index),
-        subtitles=subtitle_text(resolve_inside(root, row.subtitles)) if with_subtitles and row.subtitles else None,
+        subtitles=subtitle_text(resolve_inside(root, row.subtitles)) if with_subtitles and row.subtitles is not None else None,
         duration_s=row.duration_s,
     )
 
@@ -164,7 +178,7 @@ def media_ref(index: DigestIndex, path: Path, kind: MediaKind) -> VideoRef:
 
 
 def subtitle_text(path: Path) -> str:
-    """The lines of an SRT file, one cue per line, in order of time."""
+    """The text of an SRT file, one cue per line, in order of time."""
     return "\n".join(" ".join(cue.text.split()) for cue in read_srt(path))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -25,39 +25,38 @@ from longtake.video.index import DigestIndex
 
 Media = tuple[Path, MediaKind]
 """A file, and as what a row names it."""
-Outcome = Failure | None
-"""Of one row: None when it can be used."""
+MediaRow = list[Media] | Failure
+"""The media of a row, or why no run can use it."""
 
 
 def run(config: EncodeConfig) -> None:
     """Fill config.cache.folder with the tokens of every video of this shard, and the index of file digests beside it.
 
     What is there already is not done again, so a run that was stopped goes on where it was. A video that fails is said once and counted.
-    Raises RowError when more rows fail than data.max_failed_fraction allows, ConfigError when the folder is full.
+    Raises RowError when more rows fail than data.max_failed_fraction allows, as the run would, ConfigError when the folder is full.
     """
     started, phases = time.perf_counter(), Phases()
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     shard, num_shards = place(config)
     label = "encode" if num_shards == 1 else f"encode {shard + 1}/{num_shards}"
-    rows, unreadable = media_rows(config)
-    mine = dict(list(rows.items())[shard::num_shards])
+    rows, validation = list(rows_of(config.data, None)), list(validation_rows(config))
+    unreadable = [row for row in (*rows, *validation) if isinstance(row, Failure)]
+    mine = media_of([*rows, *validation])[shard::num_shards]
     index = digest_index(config.cache, None, config.video.limits.max_bytes)
     with StopFlag() as stop:
         refs = digests(mine, index, label, stop)
         index.save()
         sources = make_sources(config, phases)
         failed = encode_all(sources, refs, label, stop)
-    outcomes = [failed.get(media) for media, num_rows in mine.items() for _ in range(num_rows)]
     counts = Counter(type(error).__name__ for error in failed.values())
     say(
         f"{label}: {len(mine)} videos: {stored(sources)}; {sum(counts.values())} failed{listed(counts)}; "
         f"{len(unreadable)} rows cannot be read{listed(Counter(failure.kind for failure in unreadable))}; "
         f"{time.perf_counter() - started:.1f} s ({', '.join(f'{name} {seconds:.1f}' for name, seconds in phases.seconds.items())})"
     )
-    own_unreadable = unreadable[shard::num_shards]
-    if outcomes or own_unreadable:
-        check_failures([*own_unreadable, *(as_failure(error) for error in outcomes)], config.data.max_failed_fraction)
+    if outcomes := row_outcomes(rows, mine, failed, shard, num_shards):
+        check_failures(outcomes, config.data.max_failed_fraction)
 
 
 def place(config: EncodeConfig) -> tuple[int, int]:
@@ -68,24 +67,34 @@ def place(config: EncodeConfig) -> tuple[int, int]:
     return config.shard * this.world_size + this.rank, config.num_shards * this.world_size
 
 
-def media_rows(config: EncodeConfig) -> tuple[dict[Media, int], list[Failure]]:
-    """How many rows each video and image has, in the order in which a run first reads them, and the rows that no run can use."""
-    counts: dict[Media, int] = {}
-    failures: list[Failure] = []
-    for item in (*rows_of(config.data, None), *validation_rows(config)):
-        if isinstance(item, Failure):
-            failures.append(item)
-            continue
-        for media in item:
-            counts[media] = counts.get(media, 0) + 1
-    return counts, failures
+def media_of(rows: Sequence[MediaRow]) -> list[Media]:
+    """Each video and image once, in the order in which a run first reads them."""
+    return list(dict.fromkeys(media for row in rows if not isinstance(row, Failure) for media in row))
 
 
-def validation_rows(config: EncodeConfig) -> Iterator[list[Media] | Failure]:
+def row_outcomes(
+    rows: Sequence[MediaRow], mine: Collection[Media], failed: Mapping[Media, LongtakeError], shard: int, num_shards: int
+) -> list[MediaRow]:
+    """The rows of this shard, a Failure where one, or any of its media, failed.
+
+    A row is of each shard that has media of it, which judges by these; rows without media, and those that cannot be read, are dealt out.
+    """
+    own = set(mine)
+    outcomes: list[MediaRow] = []
+    for place, row in enumerate(rows):
+        if isinstance(row, Failure) or not row:
+            outcomes += [row] if place % num_shards == shard else []
+        elif not own.isdisjoint(row):
+            error = next((failed[media] for media in row if media in failed), None)
+            outcomes.append(row if error is None else Failure(None, stage="video", kind=type(error).__name__, message=str(error)))
+    return outcomes
+
+
+def validation_rows(config: EncodeConfig) -> Iterator[MediaRow]:
     return iter(()) if config.validation is None else rows_of(config.validation.data, config.validation.num_rows)
 
 
-def rows_of(config: DataConfig, num_rows: int | None) -> Iterator[list[Media] | Failure]:
+def rows_of(config: DataConfig, num_rows: int | None) -> Iterator[MediaRow]:
     """The media of each usable row, without reading a byte of any. Raises RowError as reading rows does."""
     for row in in_turn(read_sourced(config))[:num_rows]:
         if isinstance(row.item, Failure):
@@ -98,7 +107,7 @@ def rows_of(config: DataConfig, num_rows: int | None) -> Iterator[list[Media] | 
             yield row.failure(error)
 
 
-def digests(mine: dict[Media, int], index: DigestIndex, label: str, stop: StopFlag) -> dict[Media, VideoRef | VideoError]:
+def digests(mine: Sequence[Media], index: DigestIndex, label: str, stop: StopFlag) -> dict[Media, VideoRef | VideoError]:
     """The digest of every file; only what the index does not know is read."""
     refs: dict[Media, VideoRef | VideoError] = {}
     with Progress(f"{label}: digests", total=len(mine)) as progress:
@@ -155,10 +164,6 @@ def encode_one(source: VideoSource, ref: VideoRef, failed: dict[Media, LongtakeE
             rule="cache.disk_bytes bounds the embeddings in it, and the disk must have room",
             remedy="raise cache.disk_bytes, make room, or choose fewer frames or pixels; what is there stays and is used",
         )
-
-
-def as_failure(error: LongtakeError | None) -> Outcome:
-    return None if error is None else Failure(None, stage="video", kind=type(error).__name__, message=str(error))
 
 
 def stored(sources: list[VideoSource]) -> str:

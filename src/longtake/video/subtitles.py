@@ -27,7 +27,10 @@ class Cue:
 
 
 def read_srt(path: Path) -> list[Cue]:
-    """Cues in the order of the file. UTF-8 with or without BOM, any line ends. Raises `RowError` naming the line, or `PathError`."""
+    """Cues in order of their start, those of one start as in the file. UTF-8 with or without BOM, any line ends.
+
+    Raises `RowError` naming the line, or `PathError`.
+    """
     with open_regular(path) as (file, status):
         if status.st_size > MAX_BYTES:
             raise _malformed(path, None, f"{status.st_size} bytes", f"subtitles are at most {MAX_BYTES} bytes")
@@ -39,7 +42,8 @@ def read_srt(path: Path) -> list[Cue]:
         raise _malformed(path, line, f"byte {data[error.start]:#04x}", "subtitles are UTF-8") from error
     if "\0" in text:
         raise _malformed(path, text.count("\n", 0, text.index("\0")) + 1, "a NUL byte", "subtitles are text")
-    return [_cue(path, block) for block in _blocks(re.split(r"\r\n|\n|\r", text))]
+    cues = [_cue(path, block) for block in _blocks(re.split(r"\r\n|\n|\r", text))]
+    return sorted(cues, key=lambda cue: cue.start_s)
 
 
 def _blocks(lines: list[str]) -> Iterator[list[tuple[int, str]]]:

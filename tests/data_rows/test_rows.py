@@ -12,8 +12,8 @@ import pytest
 from longtake.answers import is_correct
 from longtake.config.sections import DataConfig
 from longtake.data.row_files import write_rows
-from longtake.data.rows import check_failures, check_row, parse_options, read_examples
-from longtake.errors import PathError, RowError, VideoError, VideoMissingError
+from longtake.data.rows import check_failures, check_row, media_ref, parse_options, read_examples
+from longtake.errors import PathError, RowError, VideoError, VideoLimitError, VideoMissingError
 from longtake.types import Example, Failure, Option, Row
 from longtake.video.index import DigestIndex
 
@@ -427,3 +427,11 @@ def test_check_failures_shows_a_few_of_many() -> None:
     with pytest.raises(RowError) as caught:
         check_failures([failure(number) for number in range(10_000)], 0.5)
     assert len(str(caught.value)) < 1000 and "10000 of 10000" in str(caught.value)
+
+
+def test_an_image_beyond_its_limit_is_not_digested(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(bytes(11))
+    index = DigestIndex(max_image_bytes=10)
+    with pytest.raises(VideoLimitError, match="max_image_bytes"):
+        media_ref(index, tmp_path / "a.png", "image")
+    assert media_ref(index, tmp_path / "a.png", "video").kind == "video" and index.num_hashed == 1

@@ -70,7 +70,7 @@ def rate_rows(
     if advance is not None:
         advance(len(rows) - len(unknown))
     if any(_error_key(one) not in store for one in unknown):
-        index = digest_index(config.cache, out / "digests.json", config.video.limits.max_bytes) if index is None else index
+        index = digest_index(config.cache, out / "digests.json", config.video.limits) if index is None else index
         # those that failed before are tried again, now that the model is loaded anyway
         for batch in ask_policy(unknown, config, root=root, seed=seed, out=out, index=index, log=log):
             drops |= {one.draft.key: drop for one, answered in batch if (drop := _keep(store, one, answered)) is not None}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from longtake.config.sections import CacheConfig
+from longtake.config.sections import CacheConfig, VideoLimits
 from longtake.data.token_files import num_bytes
 from longtake.data.token_folder import Answer, TokenFolder
 from longtake.types import VideoTokens
@@ -159,10 +159,10 @@ class EmbeddingCache:
                 self._mapped.popitem(last=False)
 
 
-def digest_index(config: CacheConfig, otherwise: Path | None, max_bytes: int) -> DigestIndex:
-    """The index of the digests of video files: beside the cache where it has a folder, so that it is shared too, else at `otherwise`."""
+def digest_index(config: CacheConfig, otherwise: Path | None, limits: VideoLimits) -> DigestIndex:
+    """The index of the digests of files: beside the cache where it has a folder, so that it is shared too, else at `otherwise`."""
     path = config.folder / "digests.json" if config.folder is not None else otherwise
-    return DigestIndex(path, max_bytes=max_bytes)
+    return DigestIndex(path, max_bytes=limits.max_bytes, max_image_bytes=limits.max_image_bytes)
 
 
 def _with_own_memory(tokens: VideoTokens) -> VideoTokens:

@@ -173,8 +173,7 @@ def media_paths(row: Row, root: Path) -> list[tuple[Path, MediaKind]]:
 
 def media_ref(index: DigestIndex, path: Path, kind: MediaKind) -> VideoRef:
     """Raises VideoError."""
-    ref = index.ref(path)
-    return ref if ref.kind == kind else replace(ref, kind=kind)
+    return index.ref(path, kind)
 
 
 def subtitle_text(path: Path) -> str:

@@ -28,7 +28,7 @@ from longtake.video.subtitles import read_srt
 def run(config: AskConfig) -> None:
     """Print the reasoning and the answer on stdout; tokens, seconds and memory on stderr."""
     started, phases = time.perf_counter(), Phases()
-    index = digest_index(config.cache, None, config.frames.limits.max_bytes)
+    index = digest_index(config.cache, None, config.frames.limits)
     reference = index.ref(regular_file(config.video))
     index.save()
     model = load_model(config.model)

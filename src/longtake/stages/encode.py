@@ -43,7 +43,7 @@ def run(config: EncodeConfig) -> None:
     rows, validation = list(rows_of(config.data, None)), list(validation_rows(config))
     unreadable = [row for row in (*rows, *validation) if isinstance(row, Failure)]
     mine = media_of([*rows, *validation])[shard::num_shards]
-    index = digest_index(config.cache, None, config.video.limits.max_bytes)
+    index = digest_index(config.cache, None, config.video.limits)
     with StopFlag() as stop:
         refs = digests(mine, index, label, stop)
         index.save()

@@ -59,7 +59,7 @@ def evaluate(config: EvaluateConfig, team: Team, judge: Judge | None = None) -> 
     started, phases = time.perf_counter(), Phases()
     path = config.out / "digests.json" if team.world.size > 1 else None  # so that files are digested once
     with team.first_ahead():
-        index = digest_index(config.cache, path, config.video.limits.max_bytes)
+        index = digest_index(config.cache, path, config.video.limits)
         items = read_examples(config.data, index)
         index.save()
     model = load_model(config.model)

@@ -70,7 +70,7 @@ class Prompts:
     def __init__(self, config: ScoreConfig, model: Model, axis: Axis, phases: Phases) -> None:
         """`axis`: these ranks; they decode and encode each video together, once."""
         self._config, self._model, self._axis = config, model, axis
-        self.index = digest_index(config.cache, None, config.video.limits.max_bytes)
+        self.index = digest_index(config.cache, None, config.video.limits)
         self._source = VideoSource(model, config.video, phases, EmbeddingCache(config.cache), axis=axis)
 
     def prompt(self, row: SourcedRow) -> Prompt | Failure:

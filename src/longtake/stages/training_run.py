@@ -106,7 +106,7 @@ class TrainingRun:
         self.config, self.kind, self.team, self.judge = config, kind, team, judge
         self.phases = Phases()
         with team.first_ahead():  # files are digested once
-            index = digest_index(config.cache, config.out / "digests.json", config.video.limits.max_bytes)
+            index = digest_index(config.cache, config.out / "digests.json", config.video.limits)
             self.examples, self.failures = read_training_rows(config, index)
             self.validation = validation_items(config, index)
             index.save()

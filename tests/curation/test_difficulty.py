@@ -281,8 +281,8 @@ def test_a_disk_that_fails_for_a_moment_is_not_the_video(
     content = path.read_bytes()
 
     class Failing:
-        def ref(self, asked: Path):
-            ref = index.ref(asked)
+        def ref(self, asked: Path, kind: str):
+            ref = index.ref(asked, "image" if kind == "image" else "video")
             path.write_bytes(content[:200])
             return replace(ref, stamp=None)
 

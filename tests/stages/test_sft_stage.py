@@ -219,27 +219,20 @@ def test_resumed_on_rows_that_show_or_teach_something_else_is_refused(sft: Make,
             stage.run(validates)
 
 
-def test_a_row_without_reasoning_teaches_nothing_and_is_a_failed_row(sft: Make, rows: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("reasoning", "told"), [(" \n", "no reasoning.*leave such rows to RL"), ("first </think> then more", "</think> inside its reasoning")]
+)
+def test_a_response_that_cannot_be_taught_is_a_failed_row_before_training(
+    sft: Make, rows: Path, tmp_path: Path, reasoning: str, told: str
+) -> None:
     records = [json.loads(line) for line in rows.read_text().splitlines()]
-    records[3]["reasoning"] = " \n"
+    records[3]["reasoning"] = reasoning
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     data = {"rows": path, "root": rows.parent}
     stage.run(sft(data=data))
     assert metrics_of(sft().out)[0]["failures/known_rows"] == 1.0
-    with pytest.raises(RowError, match=r"1 of 12 rows cannot be used.*no reasoning.*leave such rows to RL"):
-        stage.run(sft("strict", data={**data, "max_failed_fraction": 0.05}))
-
-
-def test_a_response_that_cannot_be_written_is_a_failed_row_before_training(sft: Make, rows: Path, tmp_path: Path) -> None:
-    records = [json.loads(line) for line in rows.read_text().splitlines()]
-    records[3]["reasoning"] = "first </think> then more"
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    data = {"rows": path, "root": rows.parent}
-    stage.run(sft(data=data))
-    assert metrics_of(sft().out)[0]["failures/known_rows"] == 1.0
-    with pytest.raises(RowError, match="1 of 12 rows cannot be used"):
+    with pytest.raises(RowError, match=rf"1 of 12 rows cannot be used.*{told}"):
         stage.run(sft("strict", data={**data, "max_failed_fraction": 0.05}))
     assert not (sft("strict").out / "checkpoints").exists()
 

@@ -119,30 +119,13 @@ def read_record(data: bytes, where: str) -> dict[str, Any]:
         raise line_error(where, problem, "remove what is not needed from it")
     value = decode_json(data, where)
     if isinstance(value, RowError):
-        raise line_error(value.given, "", "write one JSON object per line, in UTF-8")
+        raise line_error(value.given, "", value.remedy)
     if not isinstance(value, dict):
         raise line_error(where, f"a JSON {type(value).__name__}", "write one JSON object per line")
-    repeated = repeated_names(data)
-    if repeated:
-        raise line_error(where, f"{', '.join(map(shown, repeated))} stands there twice", "give every field once")
     taken = [name for name in RESERVED if name in value]
     if taken:
         raise line_error(where, f"it has a field {', '.join(taken)} already", "rename it: nothing that was given is replaced")
     return value
-
-
-def repeated_names(data: bytes) -> list[str]:
-    """Names that an object on the line has twice; JSON readers keep the last one and say nothing."""
-    repeated: list[str] = []
-
-    def note(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in pairs]
-        if len(set(names)) < len(names):
-            repeated.extend(dict.fromkeys(name for name in names if names.count(name) > 1))
-        return dict(pairs)
-
-    json.loads(data.decode("utf-8-sig"), object_pairs_hook=note)
-    return repeated
 
 
 def read_id(record: dict[str, Any], where: str) -> int:
